@@ -1,0 +1,277 @@
+"""From a static program to something that runs: one straight line."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from codegen import jit
+from codegen.affine import variable
+from codegen.emit import Emitted, emit, module_text
+from codegen.executable import Executable, Launchable, value_name
+from codegen.group import Anchor, Group, group, is_leaf
+from codegen.loop import Buffer, For, Kernel, Load, Loop, Space, Store, loops_of
+from codegen.loop_print import kernel_text
+from codegen.lower import NotAffine, lower
+from codegen.plan import MemoryPlan, Place, Work, check, order, plan
+from codegen.prepare import prepare
+from codegen.schedule_cpu import schedule
+from codegen.steps import Step
+from codegen.target import Target
+from symgrad.errors import CompileError
+from symgrad.graph import STATEFUL, Node
+from symgrad.opdef import Kind
+from symgrad.program import Program, operations
+from symgrad.types import DType, size_of
+
+Report = Callable[[str, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """Machine code of one kernel and the library that keeps it mapped."""
+
+    address: int
+    scratch_bytes: int
+    library: jit.Library
+
+
+@dataclass(slots=True)
+class KernelStore:
+    """Compiled kernels by target and loop text, so that equal kernels are compiled once per process."""
+
+    compiled: dict[tuple[str, str], Compiled] = field(default_factory=dict[tuple[str, str], "Compiled"])
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def build(
+    program: Program,
+    store: KernelStore,
+    *,
+    target: Target | None = None,
+    workers: int = 1,
+    verify: bool = False,
+    report: Report | None = None,
+) -> Executable:
+    """Machine code for a static, optimized program.
+
+    `report(stage, text)` receives what each stage did. CompileError for what cannot be compiled.
+    """
+    target = target or jit.host_target()
+    tell = report or (lambda stage, text: None)
+    clock = _Clock(tell)
+    program = prepare(program)
+    works = _works(program, target, tell)
+    clock.lap("lower", f"{len(works)} kernels")
+    works, memory, standing = _place(program, works)
+    if verify:
+        check(works, memory, standing)
+    clock.lap("plan", f"{memory.bytes} bytes of arena, {sum(memory.barriers)} barriers")
+    compiled = _compile([w.kernel for w in works], store, target, tell)
+    clock.lap("compile", f"{len({id(c) for c in compiled})} distinct kernels")
+    launches = tuple(
+        Launchable(work, c.address, c.scratch_bytes, barrier)
+        for work, c, barrier in zip(works, compiled, memory.barriers, strict=True)
+    )
+    return Executable(program, launches, memory, tuple(c.library for c in compiled), workers)
+
+
+class _Clock:
+    """Times of stages."""
+
+    def __init__(self, tell: Report) -> None:
+        self.tell = tell
+        self.start = time.perf_counter()
+
+    def lap(self, stage: str, text: str) -> None:
+        now = time.perf_counter()
+        self.tell("stage", f"{stage:10} {(now - self.start) * 1e3:8.2f} ms  {text}")
+        self.start = now
+
+
+def _groups(program: Program) -> tuple[tuple[Group, ...], list[tuple[Kernel, tuple[Node, ...]]]]:
+    """The groups and their naive kernels; what lowering cannot compute in place is stored and fusion starts over."""
+    realized: list[Node] = []
+    while True:
+        groups = group(program, realized)
+        stored = {n.id for g in groups for n in g.outputs}
+        kernels: list[tuple[Kernel, tuple[Node, ...]]] = []
+        try:
+            for one in groups:
+                lowered = lower(one, stored)
+                kernels.append((lowered.kernel, lowered.params))
+        except NotAffine as reason:
+            if reason.node in realized:
+                raise CompileError(f"no affine index for {reason.node!r}") from None
+            realized.append(reason.node)
+            continue
+        return groups, kernels
+
+
+def _works(program: Program, target: Target, tell: Report) -> list[Work]:
+    groups, naive = _groups(program)
+    works: list[Work] = []
+    for one, (kernel, params) in zip(groups, naive, strict=True):
+        if any(b.written and b.size == 0 for b in kernel.params):
+            continue
+        scheduled, steps = schedule(kernel, one.anchor, target)
+        tell("group", _group_text(one, steps))
+        tell("loop", kernel_text(scheduled))
+        values = tuple(value_name(n) for n in params)
+        works.append(Work(scheduled, values, _label(one), _flops(one), _checks(one)))
+    return works
+
+
+def _group_text(one: Group, steps: Sequence[Step]) -> str:
+    nodes = ", ".join(f"%{n.id} {n.op.name}" for n in one.nodes)
+    return f"{one.anchor.value} {one.domain} axes {one.axes}: {nodes}\n  {', '.join(map(str, steps))}"
+
+
+def _label(one: Group) -> str:
+    names = [n.op.name for n in one.nodes if n.op.kind is not Kind.VIEW] or [one.nodes[0].op.name]
+    lines = dict.fromkeys(str(n.loc) for n in one.nodes if n.loc is not None)
+    return f"{'+'.join(names[:6])}{'+…' if len(names) > 6 else ''} {list(one.domain)} {' '.join(list(lines)[:3])}"
+
+
+def _flops(one: Group) -> int:
+    return sum(int(operations(n)) for n in one.nodes)
+
+
+def _checks(one: Group) -> bool:
+    """Whether the group evaluates an index check."""
+    stack, seen = list(one.nodes), set[int]()
+    while stack:
+        node = stack.pop()
+        if node.id in seen or is_leaf(node):
+            continue
+        seen.add(node.id)
+        if node.op.name == "check_index":
+            return True
+        stack += node.inputs
+    return False
+
+
+def copy_kernel(dtype: DType, size: int, target: Target) -> Kernel:
+    """A kernel that copies a flat array."""
+    body = (Load("v1", "p0", variable("d0"), dtype), Store("p1", variable("d0"), "v1"))
+    params = (Buffer("p0", dtype, size, Space.GLOBAL), Buffer("p1", dtype, size, Space.GLOBAL, written=True))
+    kernel = Kernel(params, (), (For(Loop("d0", size), body),))
+    return schedule(kernel, Anchor.MAP, target)[0]
+
+
+def _place(program: Program, works: list[Work]) -> tuple[list[Work], MemoryPlan, list[str]]:
+    """Give values their homes: outputs and states in place where nothing is lost by it, else through a copy."""
+    target = jit.host_target()
+    fixed: dict[str, Place] = {}
+    standing: list[str] = []
+    for node in (*program.inputs, *program.states, *(n for n in program.nodes if n.op.name == "const" and n.ndim)):
+        name = value_name(node)
+        fixed[name] = Place(value_name(node), 0, _bytes(node))
+        standing.append(name)
+    copies: list[Work] = []
+    for position, node in enumerate(program.outputs):
+        name, slot = value_name(node), f"output:{position}"
+        if _bytes(node) == 0:
+            continue
+        if is_leaf(node) or name in fixed:
+            fixed[slot] = Place(slot, 0, _bytes(node))
+            copies.append(_copy(node, name, slot, target))
+        else:
+            fixed[name] = Place(slot, 0, _bytes(node))
+    homes: dict[str, str] = {}
+    for state, new in program.updates:
+        if new is state or _bytes(state) == 0:
+            continue
+        works, added = _place_update(works, state, new, fixed, homes, target)
+        copies += added
+    works = [*works, *copies]
+    ordered = order(works, lambda v: homes.get(v, v))
+    if ordered is None:
+        raise CompileError("the updates of the program wait for each other")
+    sizes = {
+        value: buffer.size * buffer.dtype.itemsize
+        for work in ordered
+        for value, buffer in zip(work.values, work.kernel.params, strict=True)
+        if value not in fixed
+    }
+    return ordered, plan(ordered, sizes, fixed), standing
+
+
+def _place_update(
+    works: list[Work],
+    state: Node,
+    new: Node,
+    fixed: dict[str, Place],
+    homes: dict[str, str],
+    target: Target,
+) -> tuple[list[Work], list[Work]]:
+    """Let a new value be written over the old one, or copy it there after every reader of the old one."""
+    name, old = value_name(new), value_name(state)
+    place = Place(value_name(state), 0, _bytes(state))
+    if not is_leaf(new) and name not in fixed:
+        writer = next(w for w in works if name in w.writes)
+        trial = {**homes, name: old}
+        possible = _same_element(writer, name, old) and order(works, lambda v: trial.get(v, v)) is not None
+        if possible:
+            homes[name] = old
+            fixed[name] = place
+            return works, []
+    # The last copy writes a value of its own that lives where the state lives.
+    target_name = f"new {old}"
+    fixed[target_name] = place
+    homes[target_name] = old
+    if new.op.name in STATEFUL:
+        between = f"old {value_name(new)} for {old}"
+        return works, [_copy(new, name, between, target), _copy(new, between, target_name, target)]
+    return works, [_copy(new, name, target_name, target)]
+
+
+def _same_element(work: Work, new: str, old: str) -> bool:
+    """Whether a kernel reads the old value only at the element it then writes of the new one."""
+    buffers = {v: b.name for v, b in zip(work.values, work.kernel.params, strict=True)}
+    if old not in buffers:
+        return True
+    loads: set[object] = set()
+    stores: set[object] = set()
+    for loop in loops_of(work.kernel.body):
+        for stmt in loop.body:
+            if isinstance(stmt, Load) and stmt.buffer == buffers[old]:
+                loads.add((loop.loop, stmt.index))
+            elif isinstance(stmt, Store) and stmt.buffer == buffers[new]:
+                stores.add((loop.loop, stmt.index))
+    return loads <= stores
+
+
+def _copy(node: Node, source: str, destination: str, target: Target) -> Work:
+    size = _bytes(node) // node.dtype.itemsize
+    return Work(copy_kernel(node.dtype, size, target), (source, destination), f"copy {source} to {destination}")
+
+
+def _bytes(node: Node) -> int:
+    return int(size_of(node.shape)) * node.dtype.itemsize  # pyright: ignore[reportArgumentType] static here
+
+
+def _compile(kernels: Sequence[Kernel], store: KernelStore, target: Target, tell: Report) -> list[Compiled]:
+    """Code for every kernel: what the store lacks is compiled in one module."""
+    texts = [kernel_text(k) for k in kernels]
+    missing: dict[str, Kernel] = {}
+    with store.lock:
+        for text, kernel in zip(texts, kernels, strict=True):
+            if (target.name, text) not in store.compiled:
+                missing.setdefault(text, kernel)
+    if missing:
+        names = {text: "k" + hashlib.sha256(text.encode()).hexdigest()[:16] for text in missing}
+        emitted: dict[str, Emitted] = {text: emit(kernel, names[text], target) for text, kernel in missing.items()}
+        module = module_text(emitted.values(), target)
+        tell("llvm", module)
+        library = jit.link([jit.compile_object(module, target)], names.values())
+        with store.lock:
+            for text, name in names.items():
+                store.compiled[target.name, text] = Compiled(
+                    library.address(name), emitted[text].scratch_bytes, library
+                )
+    with store.lock:
+        return [store.compiled[target.name, text] for text in texts]

@@ -1,0 +1,162 @@
+"""A compiled program bound to memory: one native call per run."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from codegen import threads
+from codegen.plan import MemoryPlan, Work
+from symgrad.graph import Node, aligned_copy
+from symgrad.program import Program
+
+if TYPE_CHECKING:
+    from codegen.jit import Library
+    from symgrad.types import Array
+
+# Work below this is done by the calling thread alone: waking others costs more than they save.
+PARALLEL_FLOPS = 200_000
+PARALLEL_BYTES = 400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Launchable:
+    """A work with its machine code, and whether workers meet before it."""
+
+    work: Work
+    address: int
+    scratch_bytes: int
+    barrier: bool
+
+
+class Context:
+    """Memory of one call in flight: arena, scratch, slots and the records that the driver reads."""
+
+    __slots__ = ("_keep", "address", "slots")
+
+    def __init__(self, executable: Executable) -> None:
+        launches = executable.launches
+        slot_of = executable.slot_of
+        memory = executable.memory
+        arena = _aligned_bytes(memory.bytes)
+        scratch_stride = max([one.scratch_bytes for one in launches], default=0) + 64
+        scratch = _aligned_bytes(scratch_stride * executable.workers)
+        self.slots = (ctypes.c_int64 * len(slot_of))()
+        self.slots[0] = arena.ctypes.data
+        for slot, array in executable.standing.items():
+            self.slots[slot_of[slot]] = array.ctypes.data
+        args: list[Array] = []
+        records: list[threads.Launch] = []
+        guarded = not executable.checks
+        for one in launches:
+            places = [memory.places[v] for v in one.work.values]
+            pairs = np.array([(slot_of[p.slot], p.offset) for p in places], np.int64)
+            args.append(pairs)
+            flags = threads.BARRIER if one.barrier else 0
+            if not guarded and any(memory.places[v].slot in executable.state_slots for v in one.work.writes):
+                flags |= threads.BARRIER | threads.GUARD
+                guarded = True
+            records.append(threads.Launch(one.address, one.work.kernel.units, flags, pairs.ctypes.data))
+        table = threads.launch_records(records)
+        barrier = threads.barrier_record()
+        status = np.zeros(8, np.int64)
+        record = threads.context_record(
+            slots=ctypes.addressof(self.slots),
+            launches=table.ctypes.data,
+            count=len(records),
+            barrier=barrier.ctypes.data,
+            status=status.ctypes.data,
+            scratch=scratch.ctypes.data,
+            scratch_stride=scratch_stride,
+        )
+        self.address = int(record.ctypes.data)
+        self._keep = (arena, scratch, args, table, barrier, status, record)
+
+
+class Executable:
+    """A program compiled for concrete sizes. `run` is safe from many threads: each call takes a context of its own."""
+
+    def __init__(
+        self,
+        program: Program,
+        launches: tuple[Launchable, ...],
+        memory: MemoryPlan,
+        libraries: tuple[Library, ...],
+        workers: int,
+    ) -> None:
+        self.program = program
+        self.launches = launches
+        self.memory = memory
+        self.libraries = libraries
+        self.workers = workers
+        self.standing = _standing(program)
+        self.state_slots = {value_name(n) for n in program.states}
+        self.checks = [n for n in program.nodes if n.op.name == "check_index"]
+        names = ["arena", *self.standing]
+        names += [value_name(n) for n in program.inputs]
+        names += [f"output:{k}" for k in range(len(program.outputs))]
+        self.slot_of = {name: k for k, name in enumerate(dict.fromkeys(names))}
+        self.input_slots = [self.slot_of[value_name(n)] for n in program.inputs]
+        self.output_slots = [self.slot_of[f"output:{k}"] for k in range(len(program.outputs))]
+        flops = sum(one.work.flops for one in launches)
+        size = sum(one.work.bytes for one in launches)
+        self.parallel = workers > 1 and (flops > PARALLEL_FLOPS or size > PARALLEL_BYTES)
+        self._run = threads.shared_pool(workers).run if self.parallel else threads.serial_entry()
+        self._free: list[Context] = []
+        self._lock = threading.Lock()
+
+    def run(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
+        """Run on the arrays at these addresses (C-contiguous, of the program's types). Returns the status, 0 if well."""
+        try:
+            context = self._free.pop()
+        except IndexError:
+            with self._lock:
+                context = Context(self)
+        slots = context.slots
+        for slot, address in zip(self.input_slots, inputs, strict=True):
+            slots[slot] = address
+        for slot, address in zip(self.output_slots, outputs, strict=True):
+            slots[slot] = address
+        status = self._run(context.address)
+        self._free.append(context)
+        return status
+
+    def report(self) -> str:
+        """A line per kernel (| where workers meet before it), then the totals."""
+        works = [one.work for one in self.launches]
+        lines = ["      operations         bytes  kernel", *(_line(one) for one in self.launches)]
+        total = f"{len(works)} kernels, {len({one.address for one in self.launches})} distinct"
+        lines.append(
+            f"  {total}; {sum(w.flops for w in works):,} operations; {sum(w.bytes for w in works):,} bytes touched; "
+            f"arena {self.memory.bytes:,} bytes; {self.workers if self.parallel else 1} workers"
+        )
+        return "\n".join(lines)
+
+
+def _line(one: Launchable) -> str:
+    work = one.work
+    meet = "|" if one.barrier else " "
+    return f"  {meet} {work.flops:>13,} {work.bytes:>13,}  {work.label}"
+
+
+def value_name(node: Node) -> str:
+    """What a stored node is called in plans: named nodes by kind and name, others by number."""
+    return f"{node.op.name}:{node.name}" if node.name else f"n{node.id}"
+
+
+def _standing(program: Program) -> dict[str, Array]:
+    """The arrays that stand in memory for as long as the program: states and constants."""
+    arrays = {value_name(n): program.graph.storage[n.attrs[0]].array for n in program.states}
+    for node in program.nodes:
+        if node.op.name == "const" and node.ndim:
+            arrays[value_name(node)] = aligned_copy(node.attrs[0].array)
+    return arrays
+
+
+def _aligned_bytes(count: int) -> Array:
+    return aligned_copy(np.zeros(max(count, 64), np.uint8))

@@ -1,0 +1,276 @@
+"""Fusion as a partition: which nodes run in one kernel, and in which order the kernels run."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from symgrad.graph import Node
+from symgrad.opdef import Kind
+from symgrad.program import Program
+from symgrad.types import static_shape
+
+
+class Anchor(enum.Enum):
+    """What the loops of a group are made for."""
+
+    MAP = "map"  # every element by itself
+    ROWS = "rows"  # reductions over the same axes of one domain, with what happens before, between and after
+    CONTRACT = "contract"  # one contraction and what happens to its result
+    SCATTER = "scatter"  # updates of one array at indices from data
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Nodes computed by one kernel over `domain`, of which `axes` are reduced. `outputs` are stored."""
+
+    anchor: Anchor
+    domain: tuple[int, ...]
+    axes: tuple[int, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+
+
+Loops: TypeAlias = tuple[Anchor, tuple[int, ...], tuple[int, ...]]
+
+LEAVES = frozenset(("input", "param", "state"))
+# Cost of evaluating a pointwise operator again, in additions; one load and store of an element count about 4.
+COSTS: Mapping[str, int] = {
+    "exp": 20, "log": 24, "log1p": 30, "expm1": 30, "sin": 40, "cos": 40, "tan": 60, "tanh": 30, "sigmoid": 30,
+    "erf": 40, "power": 60, "divide": 6, "reciprocal": 6, "sqrt": 8, "rsqrt": 12, "philox": 120,
+}  # fmt: skip
+RECOMPUTE_LIMIT = 12
+INLINE_LIMIT = 400
+STREAM_BYTES = 8
+
+
+def is_leaf(node: Node) -> bool:
+    """Whether the value stands in memory before any kernel runs."""
+    return node.op.name in LEAVES or (node.op.name == "const" and node.ndim > 0)
+
+
+def point_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape without its unit axes: what decides whether nodes can share loops."""
+    return tuple(d for d in shape if d != 1)
+
+
+def group(program: Program, realized: Iterable[Node] = ()) -> tuple[Group, ...]:
+    """Partition the computation of a static program into groups, in an order that respects dependence.
+
+    `realized` are nodes that must be stored in addition to those that fusion decides to store, because lowering
+    found that their readers cannot compute them in place.
+    """
+    return _Partition(program, realized).groups()
+
+
+class _Partition:
+    """One run of `group`: union of nodes into clusters, kept acyclic."""
+
+    def __init__(self, program: Program, realized: Iterable[Node]) -> None:
+        self.nodes = program.nodes
+        self.readers: dict[int, list[Node]] = {n.id: [] for n in self.nodes}
+        for node in self.nodes:
+            for source in node.inputs:
+                self.readers[source.id].append(node)
+        self.roots = {n.id for n in program.roots if not is_leaf(n)}
+        self.stored = self._stored({n.id for n in realized})
+        self.cluster: dict[int, int] = {}
+        self.members: dict[int, list[Node]] = {}
+        self.shape: dict[int, Loops] = {}
+        self.sources: dict[int, tuple[Node, ...]] = {}
+
+    def _stored(self, forced: set[int]) -> set[int]:
+        """The nodes that are values of a kernel: anchors, roots and what is too dear to compute in every reader."""
+        stored = set(self.roots) | forced
+        for node in self.nodes:
+            if node.op.kind is Kind.REDUCE or node.op.kind is Kind.CONTRACT or node.op.name == "scatter_add":
+                stored.add(node.id)
+            if node.op.kind is Kind.CONTRACT or node.op.name == "scatter_add":
+                stored |= {_through_views(i).id for i in node.inputs if not _is_free(_through_views(i))}
+        weight: dict[int, int] = {}
+        for node in self.nodes:
+            if is_leaf(node) or node.id in stored:
+                weight[node.id] = 1
+                continue
+            total = COSTS.get(node.op.name, 1) + sum(weight[i.id] for i in node.inputs)
+            weight[node.id] = total if node.op.kind is Kind.POINTWISE else total - 1
+            readers = {r.id for r in self.readers[node.id]}
+            shared = len(readers) > 1 and total > RECOMPUTE_LIMIT and node.op.kind is Kind.POINTWISE
+            if shared or total > INLINE_LIMIT or self._spreads(node, total):
+                stored.add(node.id)
+                weight[node.id] = 1
+        return stored
+
+    def _spreads(self, node: Node, total: int) -> bool:
+        """Whether a reader would evaluate a dear node several times per element, because it broadcasts or indexes it."""
+        if total <= RECOMPUTE_LIMIT or node.op.kind is not Kind.POINTWISE:
+            return False
+        return any(r.op.name in ("broadcast", "take") for r in self.readers[node.id])
+
+    def groups(self) -> tuple[Group, ...]:
+        for node in self.nodes:
+            if node.id in self.stored and not is_leaf(node):
+                self._place(node)
+        return self._ordered()
+
+    def _place(self, node: Node) -> None:
+        """Put a node into the cluster of a producer when the loops agree and no cycle arises, else into its own."""
+        sources = self.sources[node.id] = self._stored_sources(node)
+        shape = _loops(node)
+        own = node.id
+        self.cluster[node.id], self.members[own], self.shape[own] = own, [node], shape
+        producers = sorted({self.cluster[s.id] for s in sources if s.id in self.cluster}, reverse=True)
+        for other in producers:
+            joint = self._joint_loops(node, other)
+            if joint is not None and not self._reaches_around(other, own):
+                self.shape[other] = joint
+                self._merge(other, own)
+                return
+        if shape[0] is Anchor.MAP or shape[0] is Anchor.ROWS:
+            self._join_sibling(node, own, sources)
+
+    def _join_sibling(self, node: Node, own: int, sources: tuple[Node, ...]) -> None:
+        """Share loops with a cluster of the same shape that reads the same stored values."""
+        ids = {s.id for s in sources}
+        for other in sorted(self.members, reverse=True):
+            if other == own or self.shape[other] != self.shape[own]:
+                continue
+            shared = any(s.id in ids for m in self.members[other] for s in self.sources[m.id])
+            if shared and not self._reaches_around(other, own) and not self._reaches_around(own, other):
+                self._merge(other, own)
+                return
+
+    def _merge(self, keep: int, gone: int) -> None:
+        for member in self.members.pop(gone):
+            self.cluster[member.id] = keep
+            self.members[keep].append(member)
+        del self.shape[gone]
+
+    def _stored_sources(self, node: Node) -> tuple[Node, ...]:
+        """The stored nodes and leaves that the evaluation of a node reads."""
+        found: dict[int, Node] = {}
+        stack = list(node.inputs)
+        seen: set[int] = set()
+        while stack:
+            source = stack.pop()
+            if source.id in seen:
+                continue
+            seen.add(source.id)
+            if source.id in self.stored or is_leaf(source):
+                found[source.id] = source
+            else:
+                stack.extend(source.inputs)
+        return tuple(found[k] for k in sorted(found))
+
+    def _joint_loops(self, node: Node, other: int) -> Loops | None:
+        """The loops in which a node can run together with a cluster that computes some of its sources."""
+        loops = self.shape[other]
+        anchor, domain, axes = loops
+        own_anchor, own_domain, own_axes = _loops(node)
+        inside = {m.id for m in self.members[other]}
+        if own_anchor is Anchor.ROWS:
+            fits = own_domain == domain and _is_trailing(own_axes, own_domain)
+            if not fits or not (anchor is Anchor.MAP or (anchor is Anchor.ROWS and axes == own_axes)):
+                return None
+            joint = (Anchor.ROWS, own_domain, own_axes)
+            return joint if self._same_point(node, inside, own_domain, own_axes) else None
+        if own_anchor is not Anchor.MAP or anchor is Anchor.SCATTER:
+            return None
+        shape = point_shape(own_domain)
+        rows = point_shape([d for k, d in enumerate(domain) if k not in axes])
+        if anchor is not Anchor.ROWS:
+            fits = shape == point_shape(domain)
+        elif _is_trailing(axes, domain):
+            fits = own_domain == domain or shape == rows
+        else:
+            fits = shape == rows
+        return loops if fits and self._same_point(node, inside, domain, axes) else None
+
+    def _same_point(
+        self,
+        node: Node,
+        inside: set[int],
+        domain: tuple[int, ...],
+        axes: tuple[int, ...],
+    ) -> bool:
+        """Whether every value a node takes from inside a cluster is the one of the same iteration."""
+        from codegen.lower import reads_same_point
+
+        return reads_same_point(node, inside, self.stored, domain, axes)
+
+    def _reaches_around(self, start: int, goal: int) -> bool:
+        """Whether the goal depends on the start through a third cluster."""
+        stack = [goal]
+        seen = {goal}
+        while stack:
+            current = stack.pop()
+            for member in self.members[current]:
+                for source in self.sources[member.id]:
+                    cluster = self.cluster.get(source.id)
+                    if cluster is None or cluster in seen:
+                        continue
+                    if cluster == start:
+                        if current != goal:
+                            return True
+                        continue
+                    seen.add(cluster)
+                    stack.append(cluster)
+        return False
+
+    def _ordered(self) -> tuple[Group, ...]:
+        """The clusters as groups, each after those it reads."""
+        waits: dict[int, set[int]] = {}
+        for key, members in self.members.items():
+            waits[key] = {self.cluster[s.id] for m in members for s in self.sources[m.id] if s.id in self.cluster} - {
+                key
+            }
+        done: set[int] = set()
+        out: list[Group] = []
+        pending = sorted(self.members, key=lambda k: max(m.id for m in self.members[k]))
+        while pending:
+            ready = [k for k in pending if waits[k] <= done]
+            if not ready:
+                raise AssertionError("fusion made a cycle")
+            for key in ready:
+                out.append(self._group(key))
+            done.update(ready)
+            pending = [k for k in pending if k not in done]
+        return tuple(out)
+
+    def _group(self, key: int) -> Group:
+        members = sorted(self.members[key], key=lambda n: n.id)
+        inside = {m.id for m in members}
+        read = {s.id for m in self.nodes if m.id in self.sources and m.id not in inside for s in self.sources[m.id]}
+        outputs = tuple(m for m in members if m.id in self.roots or m.id in read)
+        anchor, domain, axes = self.shape[key]
+        return Group(anchor, domain, axes, tuple(members), outputs)
+
+
+def _is_trailing(axes: tuple[int, ...], domain: tuple[int, ...]) -> bool:
+    return axes == tuple(range(len(domain) - len(axes), len(domain)))
+
+
+def _loops(node: Node) -> Loops:
+    """The loops a node needs when it stands alone."""
+    shape = static_shape(node.shape)
+    if node.op.name == "scatter_add":
+        return Anchor.SCATTER, shape, ()
+    if node.op.kind is Kind.CONTRACT:
+        return Anchor.CONTRACT, shape, ()
+    if node.op.kind is not Kind.REDUCE:
+        return Anchor.MAP, shape, ()
+    axes = node.attrs[0] if isinstance(node.attrs[0], tuple) else (node.attrs[0],)
+    return Anchor.ROWS, static_shape(node.inputs[0].shape), axes
+
+
+def _through_views(node: Node) -> Node:
+    """What a chain of single-input views looks at."""
+    while node.op.kind is Kind.VIEW and len(node.inputs) == 1 and node.op.name != "pad":
+        node = node.inputs[0]
+    return node
+
+
+def _is_free(node: Node) -> bool:
+    return is_leaf(node) or (node.op.kind is Kind.SOURCE)

@@ -1,0 +1,224 @@
+"""The loop program: statements in order over flat buffers, with named loops. Knows no graphs."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from codegen.affine import Affine
+from symgrad.types import DType
+
+
+class Space(enum.Enum):
+    """Where a buffer lives."""
+
+    GLOBAL = "global"  # passed to the kernel
+    SCRATCH = "scratch"  # private to a worker, in its cache
+    REG = "reg"  # registers: every index is a constant once loops are unrolled
+
+
+class Bind(enum.Enum):
+    """What becomes of a loop."""
+
+    SERIAL = "serial"
+    PARALLEL = "parallel"  # outermost only; consecutive parallel loops share one space of units
+    VECTOR = "vector"
+    UNROLL = "unroll"
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A flat array of `size` elements."""
+
+    name: str
+    dtype: DType
+    size: int
+    space: Space
+    written: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """A variable that runs from `start` over `extent` values. A vector loop has `lanes` >= extent."""
+
+    name: str
+    extent: int
+    start: int = 0
+    bind: Bind = Bind.SERIAL
+    lanes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Let:
+    """Name the result of a scalar operation of the pointwise vocabulary, or of `const` with attribute `value`."""
+
+    name: str
+    op: str
+    args: tuple[str, ...]
+    dtype: DType
+    attrs: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Name the value of an affine expression as a number."""
+
+    name: str
+    index: Affine
+    dtype: DType
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Name an element. Where a guard is negative nothing is read and the value is unspecified."""
+
+    name: str
+    buffer: str
+    index: Affine
+    dtype: DType
+    guard: tuple[Affine, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """Name the truth of `every guard >= 0`."""
+
+    name: str
+    guard: tuple[Affine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Write an element."""
+
+    buffer: str
+    index: Affine
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Init:
+    """Set an accumulator to the identity of its combination."""
+
+    buffer: str
+    index: Affine
+    combine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulate:
+    """Combine values into an accumulator: one value; two factors for `fma`; value and index for argmax, argmin."""
+
+    buffer: str
+    index: Affine
+    combine: str
+    args: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Name the combined value of an accumulator, folding its lanes in a fixed tree."""
+
+    name: str
+    buffer: str
+    index: Affine
+    combine: str
+    dtype: DType
+
+
+@dataclass(frozen=True, slots=True)
+class For:
+    """Run the body once for each value of the loop."""
+
+    loop: Loop
+    body: Body
+
+
+Stmt: TypeAlias = Let | Index | Load | Within | Store | Init | Accumulate | Finish | For
+Body: TypeAlias = tuple[Stmt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A function over buffers. `params` are passed by the caller in order; `locals` are its own."""
+
+    params: tuple[Buffer, ...]
+    locals: tuple[Buffer, ...]
+    body: Body
+
+    @property
+    def units(self) -> int:
+        """How many independent iterations the parallel loops have together."""
+        return sum(s.loop.extent for s in self.body if isinstance(s, For) and s.loop.bind is Bind.PARALLEL)
+
+    def buffer(self, name: str) -> Buffer:
+        """The buffer with this name; KeyError when there is none."""
+        for buffer in self.params + self.locals:
+            if buffer.name == name:
+                return buffer
+        raise KeyError(name)
+
+
+def map_indices(body: Body, change: Callable[[Affine], Affine]) -> Body:
+    """The body with every index and guard changed."""
+    return tuple(_map_stmt(s, change) for s in body)
+
+
+def _map_stmt(stmt: Stmt, change: Callable[[Affine], Affine]) -> Stmt:
+    match stmt:
+        case Let():
+            return stmt
+        case For(loop, body):
+            return For(loop, map_indices(body, change))
+        case Load():
+            return replace(stmt, index=change(stmt.index), guard=tuple(map(change, stmt.guard)))
+        case Within():
+            return replace(stmt, guard=tuple(map(change, stmt.guard)))
+        case Index() | Store() | Init() | Accumulate() | Finish():
+            return replace(stmt, index=change(stmt.index))
+
+
+def indices_of(body: Body) -> Iterator[Affine]:
+    """Every index and guard in a body."""
+    for stmt in body:
+        match stmt:
+            case Let():
+                pass
+            case For():
+                yield from indices_of(stmt.body)
+            case Load():
+                yield stmt.index
+                yield from stmt.guard
+            case Within():
+                yield from stmt.guard
+            case Index() | Store() | Init() | Accumulate() | Finish():
+                yield stmt.index
+
+
+def loops_of(body: Body) -> Iterator[For]:
+    """Every loop in a body, outer before inner."""
+    for stmt in body:
+        if isinstance(stmt, For):
+            yield stmt
+            yield from loops_of(stmt.body)
+
+
+def defined(stmt: Stmt) -> str | None:
+    """The name a statement defines."""
+    return stmt.name if isinstance(stmt, Let | Index | Load | Within | Finish) else None
+
+
+def used(stmt: Stmt) -> Iterator[str]:
+    """The names of values a statement uses directly, index variables included."""
+    match stmt:
+        case Let() | Accumulate():
+            yield from stmt.args
+        case Store():
+            yield stmt.value
+        case _:
+            pass
+    if not isinstance(stmt, For):
+        for index in indices_of((stmt,)):
+            yield from (name for name, _ in index.terms)

@@ -1,0 +1,178 @@
+"""Order of kernels, places of values in memory, and where workers must meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from codegen.loop import Kernel
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One kernel to run: `values` names what each parameter stands for. `checks` says it can report a failure."""
+
+    kernel: Kernel
+    values: tuple[str, ...]
+    label: str
+    flops: int = 0
+    checks: bool = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The values it reads; one that it updates in place counts as written only."""
+        return tuple(v for v, b in zip(self.values, self.kernel.params, strict=True) if not b.written)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return tuple(v for v, b in zip(self.values, self.kernel.params, strict=True) if b.written)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all parameters."""
+        return sum(b.size * b.dtype.itemsize for b in self.kernel.params)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value stands: a byte offset in a slot."""
+
+    slot: str
+    offset: int
+    size: int
+
+    def overlaps(self, other: Place) -> bool:
+        same = self.slot == other.slot
+        return same and self.offset < other.offset + other.size and other.offset < self.offset + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Arena bytes, the place of every value, and for each work whether workers meet before it."""
+
+    bytes: int
+    places: Mapping[str, Place]
+    barriers: tuple[bool, ...]
+
+
+def order(works: Sequence[Work], home: Callable[[str], str]) -> list[Work] | None:
+    """The works so that values are written before they are read, and a slot is overwritten after its last reader.
+
+    `home` gives the value whose memory a value takes over (itself for most). None when no such order exists.
+    """
+    writer = {v: k for k, w in enumerate(works) for v in w.writes}
+    before: list[set[int]] = [set() for _ in works]
+    for k, work in enumerate(works):
+        before[k] |= {writer[v] for v in work.reads if v in writer and writer[v] != k}
+        for value in work.writes:
+            target = home(value)
+            if target != value:
+                before[k] |= {j for j, other in enumerate(works) if j != k and target in other.reads}
+    done: set[int] = set()
+    out: list[Work] = []
+    pending = list(range(len(works)))
+    while pending:
+        ready = next((k for k in pending if before[k] <= done), None)
+        if ready is None:
+            return None
+        pending.remove(ready)
+        done.add(ready)
+        out.append(works[ready])
+    return out
+
+
+def plan(works: Sequence[Work], sizes: Mapping[str, int], fixed: Mapping[str, Place]) -> MemoryPlan:
+    """Give every value without a fixed place one in the arena, reusing the memory of values nobody needs any more.
+
+    `sizes` are the bytes of the values to place. Larger values are placed first, each at the lowest offset where
+    nothing lives at the same time.
+    """
+    life: dict[str, tuple[int, int]] = {}
+    for k, work in enumerate(works):
+        for value in work.values:
+            if value in sizes:
+                first, _ = life.get(value, (k, k))
+                life[value] = (first, k)
+    places = dict(fixed)
+    placed: list[tuple[str, Place]] = []
+    total = 0
+    for value in sorted(life, key=lambda v: (-sizes[v], life[v])):
+        taken = sorted((p.offset, p.offset + p.size) for other, p in placed if _meet(life[other], life[value]))
+        offset, size = 0, -(-max(sizes[value], 1) // ALIGNMENT) * ALIGNMENT
+        for start, stop in taken:
+            if offset + size <= start:
+                break
+            offset = max(offset, stop)
+        place = Place("arena", offset, size)
+        placed.append((value, place))
+        places[value] = place
+        total = max(total, offset + size)
+    barriers = _barriers(works, places)
+    return MemoryPlan(total, places, barriers)
+
+
+def _meet(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    return a[0] <= b[1] and b[0] <= a[1]
+
+
+def _barriers(works: Sequence[Work], places: Mapping[str, Place]) -> tuple[bool, ...]:
+    """Workers meet before a work that touches memory another one since the last meeting wrote, or writes what it read."""
+    out: list[bool] = []
+    reads: list[Place] = []
+    writes: list[Place] = []
+    for work in works:
+        own_reads = [places[v] for v in work.reads]
+        own_writes = [places[v] for v in work.writes]
+        conflict = _any_overlap(own_reads + own_writes, writes) or _any_overlap(own_writes, reads)
+        out.append(conflict)
+        if conflict:
+            reads, writes = [], []
+        reads += own_reads
+        writes += own_writes
+    return tuple(out)
+
+
+def _any_overlap(some: Iterable[Place], others: Sequence[Place]) -> bool:
+    return any(a.overlaps(b) for a in some for b in others)
+
+
+def check(works: Sequence[Work], memory: MemoryPlan, standing: Iterable[str]) -> None:
+    """Simulate the plan: every read must find the value it names whole, and barriers must separate conflicts.
+
+    `standing` are the values that are in memory before the run. AssertionError tells what is wrong. Independent of
+    how `plan` decides.
+    """
+    cells: dict[str, list[tuple[int, int, str]]] = {}
+
+    def write(value: str) -> None:
+        place = memory.places[value]
+        kept = [c for c in cells.get(place.slot, []) if c[1] <= place.offset or c[0] >= place.offset + place.size]
+        cells[place.slot] = [*kept, (place.offset, place.offset + place.size, value)]
+
+    for value in standing:
+        write(value)
+    since: list[Work] = []
+    for work, barrier in zip(works, memory.barriers, strict=True):
+        if barrier:
+            since = []
+        for value in work.reads:
+            place = memory.places[value]
+            found = (place.offset, place.offset + place.size, value)
+            assert found in cells.get(place.slot, []), f"{work.label} reads {value}, which is not in its place"
+        for other in since:
+            for value in work.writes:
+                clash = [v for v in other.values if memory.places[v].overlaps(memory.places[value])]
+                assert not clash, f"{work.label} writes {value} while {other.label} uses {clash}"
+            for value in work.reads:
+                clash = [v for v in other.writes if memory.places[v].overlaps(memory.places[value])]
+                assert not clash, f"{work.label} reads {value} while {other.label} writes {clash}"
+        for value in work.writes:
+            for other_value in work.values:
+                apart = other_value == value or not memory.places[other_value].overlaps(memory.places[value])
+                in_place = memory.places[other_value] == memory.places[value]
+                assert apart or in_place, f"{work.label}: {value} partly overlaps {other_value}"
+        for value in work.writes:
+            write(value)
+        since.append(work)

@@ -1,0 +1,302 @@
+"""Schedule steps as data, and their application to a kernel. Loops are addressed by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from codegen.affine import Affine, variable
+from codegen.loop import (
+    Accumulate,
+    Bind,
+    Body,
+    Buffer,
+    Finish,
+    For,
+    Init,
+    Kernel,
+    Loop,
+    Space,
+    Stmt,
+    defined,
+    indices_of,
+    loops_of,
+    map_indices,
+    used,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Make `loop` two: `loop.0` over blocks of `factor` and `loop.1` inside; what is left over is a last short block."""
+
+    loop: str
+    factor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Distribute:
+    """Move `loop` inward past the serial loops in its body, splitting the body around them.
+
+    Accumulators that live across the pieces get an axis. Loops already bound to lanes or written out stay inside.
+    """
+
+    loop: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fuse:
+    """Replace perfectly nested `outer` and `inner`, whose indices run on without a gap, by one loop named `outer`."""
+
+    outer: str
+    inner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Vectorize:
+    """Run `loop` in the lanes of a vector."""
+
+    loop: str
+    lanes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unroll:
+    """Write out `loop`."""
+
+    loop: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parallel:
+    """Share the iterations of the outermost `loop` among workers."""
+
+    loop: str
+
+
+Step: TypeAlias = Split | Distribute | Fuse | Vectorize | Unroll | Parallel
+
+
+def apply(kernel: Kernel, steps: Iterable[Step]) -> Kernel:
+    """The kernel after each step in turn. ValueError for a step that does not fit."""
+    for step in steps:
+        kernel = _apply_one(kernel, step)
+    return kernel
+
+
+def _apply_one(kernel: Kernel, step: Step) -> Kernel:
+    match step:
+        case Split(loop, factor):
+            return replace(kernel, body=_rewrite(kernel.body, loop, lambda f: _split(f, factor)))
+        case Distribute(loop):
+            return _distribute(kernel, loop)
+        case Fuse(outer, inner):
+            return replace(kernel, body=_rewrite(kernel.body, outer, lambda f: _fuse(f, inner)))
+        case Vectorize(loop, lanes):
+            return replace(kernel, body=_rewrite(kernel.body, loop, lambda f: _bound(f, Bind.VECTOR, lanes)))
+        case Unroll(loop):
+            return replace(kernel, body=_rewrite(kernel.body, loop, lambda f: _bound(f, Bind.UNROLL, 0)))
+        case Parallel(loop):
+            body = tuple(
+                For(replace(s.loop, bind=Bind.PARALLEL), s.body) if isinstance(s, For) and s.loop.name == loop else s
+                for s in kernel.body
+            )
+            return replace(kernel, body=body)
+
+
+def _rewrite(body: Body, name: str, change: Callable[[For], Body]) -> Body:
+    out: list[Stmt] = []
+    for stmt in body:
+        if not isinstance(stmt, For):
+            out.append(stmt)
+        elif stmt.loop.name == name:
+            out += change(stmt)
+        else:
+            out.append(For(stmt.loop, _rewrite(stmt.body, name, change)))
+    return tuple(out)
+
+
+def _bound(stmt: For, bind: Bind, lanes: int) -> Body:
+    return (For(replace(stmt.loop, bind=bind, lanes=lanes), stmt.body),)
+
+
+def _split(stmt: For, factor: int) -> Body:
+    loop = stmt.loop
+    if loop.start:
+        raise ValueError(f"split {loop.name}: loops that start at {loop.start} cannot be split")
+    whole, rest = divmod(loop.extent, factor)
+    values = {loop.name: variable(f"{loop.name}.0") * factor + variable(f"{loop.name}.1")}
+    values |= _tile_variables(stmt.body, loop.name, factor)
+    body = map_indices(stmt.body, lambda index: index.substitute(values))
+    out: list[Stmt] = []
+    if whole:
+        out.append(For(Loop(f"{loop.name}.0", whole), (For(Loop(f"{loop.name}.1", factor), body),)))
+    if rest:
+        out.append(For(Loop(f"{loop.name}.0", 1, whole), (For(Loop(f"{loop.name}.1", rest), body),)))
+    return tuple(out)
+
+
+def tile_quotient(name: str, tile: int) -> Affine:
+    """The number of the tile a loop stands in: becomes affine when the loop is split by the tile or a multiple."""
+    return variable(f"{name}//{tile}")
+
+
+def tile_remainder(name: str, tile: int) -> Affine:
+    """The place in its tile a loop stands at; see `tile_quotient`."""
+    return variable(f"{name}%{tile}")
+
+
+def _tile_variables(body: Body, name: str, factor: int) -> dict[str, Affine]:
+    """What the tile variables of a loop become when it is split."""
+    values: dict[str, Affine] = {}
+    for index in indices_of(body):
+        for term, _ in index.terms:
+            base, mark, tile = term.partition("//") if "//" in term else term.partition("%")
+            if base != name or not mark:
+                continue
+            size = int(tile)
+            if factor % size:
+                raise ValueError(f"split {name} by {factor}: not a multiple of its tile {size}")
+            outer, inner = variable(f"{name}.0"), f"{name}.1"
+            if factor == size:
+                values[term] = outer if mark == "//" else variable(inner)
+            elif mark == "//":
+                values[term] = outer * (factor // size) + tile_quotient(inner, size)
+            else:
+                values[term] = tile_remainder(inner, size)
+    return values
+
+
+def _fuse(stmt: For, inner_name: str) -> Body:
+    (inner,) = stmt.body
+    if not isinstance(inner, For) or inner.loop.name != inner_name or inner.loop.start or stmt.loop.start:
+        raise ValueError(f"fuse: {inner_name} is not the only thing inside {stmt.loop.name}")
+    outer, extent = stmt.loop, inner.loop.extent
+    for index in indices_of(inner.body):
+        if index.factor(outer.name) != index.factor(inner_name) * extent:
+            raise ValueError(f"fuse: {index} has a gap between {outer.name} and {inner_name}")
+    values = {outer.name: Affine(0), inner_name: variable(outer.name)}
+    body = map_indices(inner.body, lambda index: index.substitute(values))
+    return (For(Loop(outer.name, outer.extent * extent), body),)
+
+
+def can_fuse(stmt: For) -> str | None:
+    """The name of the loop that a loop can be fused with, if any."""
+    if len(stmt.body) != 1 or not isinstance(stmt.body[0], For):
+        return None
+    inner = stmt.body[0]
+    for index in indices_of(inner.body):
+        if index.factor(stmt.loop.name) != index.factor(inner.loop.name) * inner.loop.extent:
+            return None
+    return inner.loop.name
+
+
+def _distribute(kernel: Kernel, name: str) -> Kernel:
+    grown: dict[str, int] = {}
+    sizes = {b.name: b.size for b in kernel.locals}
+    extent = max((f.loop.extent for f in loops_of(kernel.body) if f.loop.name == name), default=0)
+
+    def change(stmt: For) -> Body:
+        if not any(_is_serial(s) for s in stmt.body):
+            return (stmt,)
+        own = _shared_accumulators(stmt.body)
+        for buffer in own:
+            grown[buffer] = sizes[buffer] * extent
+        body = tuple(_shift_accumulators(s, own, sizes, name) for s in stmt.body)
+        return _segments(stmt.loop, body)
+
+    body = _rewrite(kernel.body, name, change)
+    locals_ = tuple(replace(b, size=grown.get(b.name, b.size)) for b in kernel.locals)
+    return replace(kernel, body=body, locals=locals_)
+
+
+def _is_serial(stmt: Stmt) -> bool:
+    return isinstance(stmt, For) and stmt.loop.bind is Bind.SERIAL
+
+
+def _shared_accumulators(body: Body) -> set[str]:
+    """The accumulators that live across more than one statement of a body."""
+    seen: set[str] = set()
+    shared: set[str] = set()
+    for stmt in body:
+        here = set(_accumulators((stmt,)))
+        shared |= here & seen
+        seen |= here
+    return shared
+
+
+def _accumulators(body: Body) -> Iterable[str]:
+    for stmt in body:
+        if isinstance(stmt, For):
+            yield from _accumulators(stmt.body)
+        elif isinstance(stmt, Init | Accumulate | Finish):
+            yield stmt.buffer
+
+
+def _shift_accumulators(stmt: Stmt, own: set[str], sizes: dict[str, int], name: str) -> Stmt:
+    match stmt:
+        case For():
+            return For(stmt.loop, tuple(_shift_accumulators(s, own, sizes, name) for s in stmt.body))
+        case Init() | Accumulate() | Finish() if stmt.buffer in own:
+            return replace(stmt, index=stmt.index + variable(name) * sizes[stmt.buffer])
+        case _:
+            return stmt
+
+
+def _segments(loop: Loop, body: Body) -> Body:
+    """The body cut at its loops, each piece inside `loop`; what a later piece uses of an earlier one is computed again."""
+    pure: dict[str, Stmt] = {}
+    out: list[Stmt] = []
+    piece: list[Stmt] = []
+
+    def flush() -> None:
+        if any(not _is_pure(s) for s in piece):
+            out.append(For(loop, _with_needed(tuple(piece), pure)))
+        for stmt in piece:
+            if (named := defined(stmt)) is not None:
+                pure[named] = stmt
+        piece.clear()
+
+    for stmt in body:
+        if isinstance(stmt, For) and _is_serial(stmt):
+            flush()
+            out.append(For(stmt.loop, (For(loop, _with_needed(stmt.body, pure)),)))
+        else:
+            piece.append(stmt)
+    flush()
+    return tuple(out)
+
+
+def _is_pure(stmt: Stmt) -> bool:
+    return defined(stmt) is not None and not isinstance(stmt, Finish)
+
+
+def _with_needed(body: Body, pure: dict[str, Stmt]) -> Body:
+    """The body with the definitions it needs from before, in order."""
+    needed: set[str] = set()
+    stack = list(_used_inside(body))
+    while stack:
+        name = stack.pop()
+        if name in pure and name not in needed:
+            needed.add(name)
+            stack.extend(used(pure[name]))
+    return tuple(stmt for name, stmt in pure.items() if name in needed) + body
+
+
+def _used_inside(body: Body) -> Iterable[str]:
+    for stmt in body:
+        if isinstance(stmt, For):
+            yield from _used_inside(stmt.body)
+        else:
+            yield from used(stmt)
+
+
+def with_buffers(kernel: Kernel, added: Iterable[Buffer]) -> Kernel:
+    """The kernel with more parameters."""
+    return replace(kernel, params=kernel.params + tuple(added))
+
+
+def is_private(buffer: Buffer) -> bool:
+    """Whether only the kernel itself sees the buffer."""
+    return buffer.space is not Space.GLOBAL

@@ -1,0 +1,29 @@
+"""The machines code is generated for, as records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What decisions and spelling depend on.
+
+    `vector_bytes` is the widest vector register, `registers` how many there are, `masked` whether masked loads and
+    stores are single instructions, `fma` whether fused multiply-add is. Cache sizes are bytes per core.
+    """
+
+    name: str
+    triple: str
+    cpu: str
+    features: str
+    vector_bytes: int
+    registers: int
+    fma: bool
+    masked: bool
+    l1: int = 32 << 10
+    l2: int = 1 << 20
+
+    def lanes(self, itemsize: int) -> int:
+        """How many elements of this size one vector register holds."""
+        return max(1, self.vector_bytes // itemsize)

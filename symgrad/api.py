@@ -1,0 +1,135 @@
+"""Compiling programs: the only module of this package that knows code generation."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, overload
+
+from codegen import jit
+from codegen.build import KernelStore, build
+from codegen.target import Target
+from codegen.threads import default_workers
+from symgrad.errors import CompileError
+from symgrad.function import Executable, Function, Structure, check_program, flatten
+from symgrad.graph import Node, describe
+from symgrad.optimize import optimize
+from symgrad.program import Program
+from symgrad.random import random_updates
+from symgrad.settings import settings
+
+Phase = Literal["train", "infer"]
+# Kernels compiled by this process; equal ones are found by their text.
+_KERNELS = KernelStore()
+# The debug level at which each kind of report is shown.
+_LEVELS = {"stage": 1, "group": 3, "loop": 4, "llvm": 5, "assembly": 6}
+
+
+@overload
+def compile(program: Program, /, *, device: str = "cpu", threads: int | None = None) -> Function: ...
+@overload
+def compile(
+    inputs: Sequence[Node],
+    outputs: Any,
+    /,
+    *,
+    updates: Iterable[tuple[Node, Node]] | None = None,
+    phase: Phase | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    name: str | None = None,
+) -> Function: ...
+def compile(
+    inputs: Program | Sequence[Node],
+    outputs: Any = None,
+    /,
+    *,
+    updates: Iterable[tuple[Node, Node]] | None = None,
+    phase: Phase | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    name: str | None = None,
+) -> Function:
+    """Make a function that computes the outputs from the inputs in native code.
+
+    `outputs` is a node, or a list, tuple or dict of nodes; a call returns the same structure. `updates` are pairs
+    (param or state, new value), all computed from the old values. `phase` decides between the branches of `phase`
+    nodes: "train" by default when there are updates, else "infer". Functions over one graph share its params and
+    states. Code is generated at the first call with new sizes, see `Function`. `threads` is the number of workers
+    (SYMGRAD_NUM_THREADS, or one per processor). A program, as `sg.prune` and `sg.load` give, is compiled as it is.
+
+    GraphError for nodes that cannot be inputs, outputs or updates; CompileError for a device or option that is not
+    supported.
+
+        step = sg.compile([x, t], loss, updates=sg.optim.sgd(g.params, grads, lr=0.1))
+    """
+    if device != "cpu":
+        raise CompileError(f"compile: device {device!r} is not supported; this version compiles for 'cpu'")
+    if isinstance(inputs, Program):
+        program = inputs
+        kind = dict if program.output_names is not None else Node if len(program.outputs) == 1 else tuple
+        structure = Structure(kind, program.output_names or ())
+        chosen: Phase = phase or "infer"
+    else:
+        program, structure = _program(inputs, outputs, list(updates or ()), name)
+        chosen = phase or ("train" if program.updates else "infer")
+    if chosen not in ("train", "infer"):
+        raise CompileError(f"compile: phase must be 'train' or 'infer', got {phase!r}")
+    workers = threads if threads is not None else settings().threads or default_workers()
+    if workers < 1:
+        raise CompileError(f"compile: threads must be at least 1, got {threads}")
+    check_program(program)
+    return Function(program, structure, partial(make_executable, phase=chosen, workers=workers))
+
+
+def _program(
+    inputs: Sequence[Node], outputs: Any, updates: list[tuple[Node, Node]], name: str | None
+) -> tuple[Program, Structure]:
+    nodes, structure = flatten(outputs if outputs is not None else ())
+    named = [*inputs, *nodes, *(old for old, _ in updates)]
+    if not named:
+        raise CompileError("compile: there are no outputs and no updates")
+    graph = named[0].graph
+    program = Program(graph, tuple(inputs), tuple(nodes), tuple(updates), structure.keys or None, name or "function")
+    reached = {n.id for n in program.nodes}
+    drawn = [(s, new) for s, new in random_updates(graph) if s.id in reached and s.id not in {o.id for o, _ in updates}]
+    if drawn:
+        program = Program(graph, program.inputs, program.outputs, (*updates, *drawn), program.output_names, program.name)
+    return program, structure
+
+
+def make_executable(
+    program: Program,
+    sizes: Mapping[str, int],
+    *,
+    phase: Phase,
+    workers: int,
+    rules: bool = True,
+    without: Iterable[str] = (),
+    target: Target | None = None,
+) -> Executable:
+    """Optimize a program for a phase and sizes, and generate code for a target.
+
+    `rules` and `without` switch rewrites off, see `optimize`; tests compare results with and without them.
+    """
+    asked = settings()
+    static = optimize(program, phase, sizes, rules=rules, without=without)
+    target = target or jit.host_target()
+
+    def report(stage: str, text: str) -> None:
+        if asked.debug >= _LEVELS[stage]:
+            print(f"symgrad: {program.name}: {text}", file=sys.stderr)
+        if stage == "llvm" and asked.debug >= _LEVELS["assembly"]:
+            print(jit.assembly(text, target), file=sys.stderr)
+        if asked.dump and stage != "stage":
+            os.makedirs(asked.dump, exist_ok=True)
+            with open(os.path.join(asked.dump, f"{program.name}.{stage}.txt"), "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+    try:
+        return build(static, _KERNELS, target=target, workers=workers, verify=asked.verify, report=report)
+    except CompileError as error:
+        lines = ", ".join(dict.fromkeys(describe(n) for n in static.outputs))
+        raise CompileError(f"{program.name}: {error} (outputs: {lines})") from error

@@ -1,0 +1,298 @@
+"""Compiled functions: what a call checks, binds and returns."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+
+from symgrad.bind import bind_sizes
+from symgrad.errors import CompileError, DTypeError, GraphError, ShapeError
+from symgrad.graph import Node, describe
+from symgrad.program import Program
+from symgrad.types import as_dtype, static_shape
+
+if TYPE_CHECKING:
+    from symgrad.types import Array
+
+Shapes: TypeAlias = tuple[tuple[int, ...], ...]
+
+
+class Executable(Protocol):
+    """What code generation returns: a program bound to memory."""
+
+    program: Program
+
+    def run(self, inputs: Sequence[int], outputs: Sequence[int]) -> int: ...
+
+    def report(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """How the outputs of a call are arranged: `kind` is Node, list, tuple or dict; `keys` are those of a dict."""
+
+    kind: type
+    keys: tuple[str, ...] = ()
+
+    def pack(self, values: list[Array]) -> Any:
+        """The outputs in the structure that was asked for."""
+        if self.kind is Node:
+            return values[0]
+        if self.kind is dict:
+            return dict(zip(self.keys, values, strict=True))
+        return values if self.kind is list else tuple(values)
+
+    def unpack(self, value: Any, name: str) -> list[Any]:
+        """The parts of something in this structure, as given for `out`."""
+        if self.kind is Node:
+            return [value]
+        if self.kind is dict:
+            if not isinstance(value, Mapping) or set(value) != set(self.keys):  # pyright: ignore[reportUnknownArgumentType]
+                raise GraphError(f"{name}: out must be a dict with the keys {', '.join(self.keys)}")
+            return [value[key] for key in self.keys]
+        return list(value)
+
+
+def flatten(outputs: Any) -> tuple[list[Node], Structure]:
+    """The nodes of outputs given as a node, list, tuple or dict, and their structure."""
+    if isinstance(outputs, Node):
+        return [outputs], Structure(Node)
+    if isinstance(outputs, Mapping):
+        keys = tuple(str(k) for k in outputs)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        nodes, structure = list(outputs.values()), Structure(dict, keys)  # pyright: ignore[reportUnknownArgumentType]
+    elif isinstance(outputs, list | tuple):
+        nodes, structure = list(outputs), Structure(list if isinstance(outputs, list) else tuple)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    else:
+        raise GraphError(f"outputs must be a node, or a list, tuple or dict of nodes, got {type(outputs).__name__}")
+    for node in nodes:  # pyright: ignore[reportUnknownVariableType]
+        if not isinstance(node, Node):
+            raise GraphError(f"outputs must be nodes, got {type(node).__name__}; lift values with g.const(value)")  # pyright: ignore[reportUnknownArgumentType]
+    return nodes, structure  # pyright: ignore[reportUnknownVariableType]
+
+
+# Where CPython keeps the data pointer of an array: right after the object header.
+_HEADER = object.__basicsize__
+
+
+def _data_field_works() -> bool:
+    probe = np.arange(3)
+    return ctypes.c_size_t.from_address(id(probe) + _HEADER).value == probe.ctypes.data
+
+
+def _slow_address(array: Array) -> int:
+    return int(array.ctypes.data)
+
+
+def _fast_address(array: Array) -> int:
+    return _pointer_at(id(array) + _HEADER).value
+
+
+_pointer_at = ctypes.c_size_t.from_address
+# Reading the field takes a tenth of the time of `array.ctypes.data`; other interpreters lay arrays out otherwise.
+_address: Callable[[Array], int] = (
+    _fast_address if sys.implementation.name == "cpython" and _data_field_works() else _slow_address
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A program compiled for the sizes of one call."""
+
+    executable: Executable
+    allocate: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]
+
+
+class Function:
+    """A compiled function. Call it with arrays, by position or by name.
+
+    Inputs are read and never written; they are copied only when they are not contiguous, aligned and in native byte
+    order. Outputs are fresh arrays, or those given as `out`, in the structure that was asked for. The first call with
+    new sizes of symbolic dimensions compiles for them; the result is kept. A call may come from any thread.
+
+    Errors: ShapeError and DTypeError for inputs that do not fit, GraphError for missing or unknown names, IndexError
+    for indices out of range; params and states are unchanged then.
+    """
+
+    def __init__(
+        self, program: Program, structure: Structure, make: Callable[[Program, Mapping[str, int]], Executable]
+    ) -> None:
+        self.program = program
+        self.structure = structure
+        self.name = program.name
+        self._make = make
+        self._inputs = program.inputs
+        self._dtypes = [n.dtype.np for n in program.inputs]
+        self._single = structure.kind is Node
+        self._bindings: dict[Shapes, Binding] = {}
+        self._lock = threading.RLock()
+        self._state_lock = program.graph.lock if program.states else None
+
+    def __repr__(self) -> str:
+        return f"<Function {self.name}: {len(self._inputs)} inputs, compiled for {len(self._bindings)} sizes>"
+
+    def __call__(self, *args: Any, out: Any = None, **named: Any) -> Any:
+        if named or len(args) != len(self._inputs):
+            args = self._by_name(args, named)
+        arrays: list[Array] = []
+        addresses: list[int] = []
+        for k, value in enumerate(args):
+            array: Array = value
+            if type(array) is not np.ndarray or array.dtype is not self._dtypes[k] or not array.flags.carray:
+                array = self._converted(k, value)
+            arrays.append(array)
+            addresses.append(_address(array))
+        shapes = tuple([a.shape for a in arrays])
+        binding = self._bindings.get(shapes) or self._bind(arrays, shapes)
+        if out is None:
+            outputs: list[Array] = [np.empty(shape, dtype) for shape, dtype in binding.allocate]
+        else:
+            outputs = self._given(out, binding, arrays)
+        targets = [_address(o) for o in outputs]
+        if self._state_lock is None:
+            status = binding.executable.run(addresses, targets)
+        else:
+            with self._state_lock:
+                status = binding.executable.run(addresses, targets)
+        if status:
+            raise self._index_error(binding)
+        return outputs[0] if self._single else self.structure.pack(outputs)
+
+    def report(self) -> str:
+        """For every set of sizes compiled so far: kernels, operations, bytes, arena."""
+        if not self._bindings:
+            return f"{self.name}: not compiled yet; it compiles at the first call"
+        return "\n".join(
+            f"{self.name} for inputs {', '.join(map(str, shapes)) or 'none'}\n{binding.executable.report()}"
+            for shapes, binding in self._bindings.items()
+        )
+
+    def prepare(self, **sizes: int) -> Function:
+        """Compile now for these sizes of the symbolic dimensions, instead of at the first call."""
+        from symgrad.types import bind_extent
+
+        try:
+            shapes = tuple(tuple(bind_extent(d, sizes) for d in n.shape) for n in self._inputs)
+        except KeyError as missing:
+            raise ShapeError(f"{self.name}.prepare: give the size of dimension {missing.args[0]!r}") from None
+        self._bind([np.broadcast_to(np.zeros((), d), s) for s, d in zip(shapes, self._dtypes, strict=True)], shapes)
+        return self
+
+    def _bind(self, arrays: Sequence[Array], shapes: Shapes) -> Binding:
+        with self._lock:
+            if (found := self._bindings.get(shapes)) is not None:
+                return found
+            sizes = bind_sizes(self._inputs, arrays)
+            executable = self._make(self.program, sizes)
+            allocate = tuple((static_shape(n.shape), n.dtype.np) for n in executable.program.outputs)
+            binding = self._bindings[shapes] = Binding(executable, allocate)
+            return binding
+
+    def _by_name(self, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+        names = [str(n.name) for n in self._inputs]
+        if len(args) > len(names):
+            raise GraphError(f"{self.name} takes {len(names)} inputs ({', '.join(names)}), got {len(args)}")
+        given = dict(zip(names, args, strict=False))
+        for name, value in named.items():
+            if name not in names:
+                raise GraphError(f"{self.name} has no input {name!r}; it takes {', '.join(names) or 'none'}")
+            if name in given:
+                raise GraphError(f"{self.name}: input {name!r} is given twice")
+            given[name] = value
+        missing = [n for n in names if n not in given]
+        if missing:
+            raise GraphError(f"{self.name}: missing {', '.join(missing)}; it takes {', '.join(names)}")
+        return tuple(given[n] for n in names)
+
+    def _converted(self, k: int, value: Any) -> Array:
+        """An array in the layout that kernels read; lists and Python numbers take the dtype of the input."""
+        node, dtype = self._inputs[k], self._dtypes[k]
+        if isinstance(value, Node):
+            raise GraphError(f"{self.name}: input {node.name!r} is a node; a call takes arrays")
+        if not isinstance(value, np.ndarray | np.generic):
+            value = _weak(self.name, node, value)
+        if as_dtype(value.dtype) is not node.dtype:
+            raise DTypeError(
+                f"{self.name}: input {describe(node)} got {value.dtype}; convert it with .astype({node.dtype.name!r})"
+            )
+        array = np.asarray(value).astype(dtype, order="C", copy=False)
+        if not array.flags.c_contiguous or not array.flags.aligned:
+            array = np.array(array, dtype, order="C")
+        return array
+
+    def _given(self, out: Any, binding: Binding, arrays: Sequence[Array]) -> list[Array]:
+        outputs = self.structure.unpack(out, self.name)
+        if len(outputs) != len(binding.allocate):
+            raise GraphError(f"{self.name}: out must hold {len(binding.allocate)} arrays, got {len(outputs)}")
+        for k, (array, (shape, dtype)) in enumerate(zip(outputs, binding.allocate, strict=True)):
+            if not isinstance(array, np.ndarray):
+                raise GraphError(f"{self.name}: out[{k}] must be an array, got {type(array).__name__}")
+            if array.shape != shape:
+                raise ShapeError(f"{self.name}: out[{k}] must have shape {shape}, got {array.shape}")
+            if array.dtype != dtype:
+                raise DTypeError(f"{self.name}: out[{k}] must be {dtype}, got {array.dtype}")
+            if not array.flags.carray:
+                raise GraphError(f"{self.name}: out[{k}] must be writable, C-contiguous and aligned")
+            others = (*arrays, *outputs[:k])
+            if any(np.may_share_memory(array, other) for other in others):
+                raise GraphError(f"{self.name}: out[{k}] shares memory with an input or another output")
+        return outputs
+
+    def _index_error(self, binding: Binding) -> IndexError:
+        checks = [n for n in binding.executable.program.nodes if n.op.name == "check_index"]
+        places = ", ".join(dict.fromkeys(f"{describe(n)} into an extent of {n.attrs[0]}" for n in checks))
+        return IndexError(f"{self.name}: an index is out of range in {places}; params and states are unchanged")
+
+
+def _weak(function: str, node: Node, value: Any) -> Array:
+    """A Python number or nested list as an array of the input's dtype, if no value changes kind."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ShapeError(f"{function}: input {describe(node)}: {error}") from None
+    if array.size == 0 and array.dtype == np.float64:
+        return array.astype(node.dtype.np)
+    ranks = "biuf"
+    kind = "i" if array.dtype.kind == "u" else array.dtype.kind
+    wanted = "i" if node.dtype.kind == "u" else node.dtype.kind
+    if kind not in ranks or ranks.index(kind) > ranks.index(wanted):
+        raise DTypeError(f"{function}: input {describe(node)} got {array.dtype} values; convert them")
+    if wanted == "i" and kind == "i":
+        info = np.iinfo(node.dtype.np)
+        if array.size and (int(array.min()) < info.min or int(array.max()) > info.max):
+            raise DTypeError(f"{function}: input {describe(node)}: values do not fit {node.dtype}")
+    return array.astype(node.dtype.np)
+
+
+def check_program(program: Program) -> None:
+    """Raise for inputs, outputs and updates that cannot make a function."""
+    graph = program.graph
+    for node in program.inputs:
+        if node.op.name != "input":
+            raise GraphError(f"compile: {describe(node)} is not an input; declare it with g.input, or substitute it")
+    if len({n.id for n in program.inputs}) != len(program.inputs):
+        raise GraphError("compile: an input is listed twice")
+    for node in (*program.inputs, *program.roots, *(old for old, _ in program.updates)):
+        if node.graph is not graph:
+            raise GraphError(f"compile: {describe(node)} belongs to {node.graph!r}, not to {graph!r}")
+    listed = {n.id for n in program.inputs}
+    for node in program.nodes:
+        if node.op.name == "input" and node.id not in listed:
+            raise GraphError(f"compile: the outputs or updates need {describe(node)}; add it to the inputs")
+    seen: set[int] = set()
+    for old, new in program.updates:
+        if old.op.name not in ("param", "state"):
+            raise GraphError(f"compile: {describe(old)} cannot be updated; only params and states can")
+        if old.id in seen:
+            raise GraphError(f"compile: {describe(old)} is updated twice")
+        seen.add(old.id)
+        if old.type != new.type:
+            error = ShapeError if old.shape != new.shape else DTypeError
+            raise error(f"compile: the update of {describe(old)} has another type: {describe(new)}")
+    if not program.roots:
+        raise CompileError("compile: there are no outputs and no updates")

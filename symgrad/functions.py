@@ -1,0 +1,531 @@
+"""The array functions: names, arguments and promotion of the Python array API standard.
+
+Operands may be nodes, NumPy arrays and Python numbers as long as one is a node. Python numbers are weak: they take
+the data type of what they meet. Functions that change shapes are in `shaping`, sums of products in `contraction`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from symgrad import types
+from symgrad.contraction import einsum, matmul, tensordot, vecdot
+from symgrad.creation import (
+    arange,
+    eye,
+    full,
+    full_like,
+    linspace,
+    ones,
+    ones_like,
+    tril,
+    triu,
+    zeros,
+    zeros_like,
+)
+from symgrad.errors import DTypeError
+from symgrad.graph import Node, Operand
+from symgrad.indexing import take_checked
+from symgrad.operators import (
+    apply,
+    as_node,
+    binary,
+    bits,
+    common,
+    constant_like,
+    divide,
+    graph_of,
+    invert,
+    is_scalar,
+    matrix_transpose,
+    power,
+    scalar_const,
+    source,
+)
+from symgrad.operators import (
+    broadcast_to as _broadcast,
+)
+from symgrad.shaping import (
+    broadcast_arrays,
+    broadcast_to,
+    concat,
+    expand_dims,
+    flip,
+    keep_axes,
+    moveaxis,
+    normal_axes,
+    normal_axis,
+    pad,
+    permute_dims,
+    repeat,
+    reshape,
+    roll,
+    shape,
+    split,
+    squeeze,
+    stack,
+    tile,
+    unstack,
+)
+from symgrad.types import DType, Extent, Shape, as_dtype, bool_, float32, int64, joint_shape, size_of, uint64
+
+if TYPE_CHECKING:
+    from symgrad.types import DTypeLike
+
+Axis: TypeAlias = int | Sequence[int] | None
+
+__all__ = [
+    "abs",
+    "add",
+    "all",
+    "any",
+    "arange",
+    "argmax",
+    "argmin",
+    "astype",
+    "bitwise_and",
+    "bitwise_invert",
+    "bitwise_or",
+    "bitwise_xor",
+    "broadcast_arrays",
+    "broadcast_to",
+    "ceil",
+    "clip",
+    "concat",
+    "cos",
+    "cosh",
+    "divide",
+    "einsum",
+    "equal",
+    "erf",
+    "erfc",
+    "exp",
+    "expand_dims",
+    "expm1",
+    "eye",
+    "flip",
+    "floor",
+    "full",
+    "full_like",
+    "greater",
+    "greater_equal",
+    "isfinite",
+    "isinf",
+    "isnan",
+    "less",
+    "less_equal",
+    "linspace",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "log_sum_exp",
+    "logaddexp",
+    "logical_and",
+    "logical_not",
+    "logical_or",
+    "logical_xor",
+    "matmul",
+    "matrix_transpose",
+    "max",
+    "maximum",
+    "mean",
+    "min",
+    "minimum",
+    "moveaxis",
+    "multiply",
+    "negative",
+    "not_equal",
+    "one_hot",
+    "ones",
+    "ones_like",
+    "pad",
+    "permute_dims",
+    "phase",
+    "positive",
+    "pow",
+    "power",
+    "prod",
+    "reciprocal",
+    "repeat",
+    "reshape",
+    "roll",
+    "round",
+    "rsqrt",
+    "scatter_add",
+    "shape",
+    "sigmoid",
+    "sign",
+    "sin",
+    "sinh",
+    "split",
+    "sqrt",
+    "square",
+    "squeeze",
+    "stack",
+    "std",
+    "stop_gradient",
+    "subtract",
+    "sum",
+    "take",
+    "take_along_axis",
+    "tan",
+    "tanh",
+    "tensordot",
+    "tile",
+    "tril",
+    "triu",
+    "trunc",
+    "unstack",
+    "var",
+    "vecdot",
+    "where",
+    "zeros",
+    "zeros_like",
+]  # fmt: skip
+
+
+def _unary(name: str, summary: str) -> Callable[[Node], Node]:
+    def function(x: Node) -> Node:
+        return apply(name, graph_of(name, x))
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = summary
+    return function
+
+
+def _rounding(name: str, summary: str) -> Callable[[Node], Node]:
+    def function(x: Node) -> Node:
+        return x if graph_of(name, x).dtype.is_integer else apply(name, x)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = summary + " Integers stay as they are."
+    return function
+
+
+def _binary(name: str, summary: str) -> Callable[[Operand, Operand], Node]:
+    def function(a: Operand, b: Operand) -> Node:
+        return binary(name, a, b)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = summary
+    return function
+
+
+add = _binary("add", "a + b, element by element; or, for bool.")
+subtract = _binary("subtract", "a - b, element by element.")
+multiply = _binary("multiply", "a * b, element by element; and, for bool.")
+maximum = _binary("maximum", "The larger element; NaN where either is. The gradient of ties goes to b.")
+minimum = _binary("minimum", "The smaller element; NaN where either is. The gradient of ties goes to b.")
+equal = _binary("equal", "a == b, element by element, as bool.")
+not_equal = _binary("not_equal", "a != b, element by element, as bool.")
+less = _binary("less", "a < b, element by element, as bool.")
+less_equal = _binary("less_equal", "a <= b, element by element, as bool.")
+greater = _binary("greater", "a > b, element by element, as bool.")
+greater_equal = _binary("greater_equal", "a >= b, element by element, as bool.")
+logical_and = _binary("logical_and", "Whether both are true; of bool only.")
+logical_or = _binary("logical_or", "Whether either is true; of bool only.")
+logical_xor = _binary("logical_xor", "Whether exactly one is true; of bool only.")
+logical_not = _unary("logical_not", "Whether the element is false; of bool only.")
+pow = power
+
+negative = _unary("negative", "-x.")
+abs = _unary("abs", "|x|; the gradient at 0 is 0.")
+sign = _unary("sign", "-1, 0 or 1; NaN for NaN.")
+sqrt = _unary("sqrt", "The square root; NaN below 0. The gradient at 0 is inf.")
+rsqrt = _unary("rsqrt", "1 / sqrt(x).")
+square = _unary("square", "x * x.")
+reciprocal = _unary("reciprocal", "1 / x, of floating data types.")
+exp = _unary("exp", "e ** x.")
+log = _unary("log", "The natural logarithm; -inf at 0, NaN below.")
+log1p = _unary("log1p", "log(1 + x), exact near 0.")
+expm1 = _unary("expm1", "exp(x) - 1, exact near 0.")
+sin = _unary("sin", "The sine of radians.")
+cos = _unary("cos", "The cosine of radians.")
+tan = _unary("tan", "The tangent of radians.")
+tanh = _unary("tanh", "The hyperbolic tangent.")
+sigmoid = _unary("sigmoid", "1 / (1 + exp(-x)), without overflow.")
+erf = _unary("erf", "The error function.")
+floor = _rounding("floor", "The largest integer not above x.")
+ceil = _rounding("ceil", "The smallest integer not below x.")
+round = _rounding("round", "The nearest integer, halves to the even one.")
+trunc = _rounding("trunc", "The integer part, towards 0.")
+isnan = _unary("isnan", "Whether the element is NaN.")
+isfinite = _unary("isfinite", "Whether the element is neither NaN nor infinite.")
+isinf = _unary("isinf", "Whether the element is infinite.")
+stop_gradient = _unary("stop_gradient", "x, which every derivative takes for a constant.")
+
+
+def erfc(x: Node) -> Node:
+    """1 - erf(x), with the rounding error of the difference."""
+    return 1 - erf(x)
+
+
+def log2(x: Node) -> Node:
+    """The logarithm to base 2."""
+    return log(x) * 1.4426950408889634
+
+
+def log10(x: Node) -> Node:
+    """The logarithm to base 10."""
+    return log(x) * 0.4342944819032518
+
+
+def sinh(x: Node) -> Node:
+    """The hyperbolic sine, (exp(x) - exp(-x)) / 2, exact near 0."""
+    grown = expm1(abs(x))
+    return sign(x) * 0.5 * (grown + grown / (grown + 1))
+
+
+def cosh(x: Node) -> Node:
+    """The hyperbolic cosine, (exp(x) + exp(-x)) / 2."""
+    return 0.5 * (exp(x) + exp(-x))
+
+
+def positive(x: Node) -> Node:
+    """x itself."""
+    return x
+
+
+def bitwise_and(a: Operand, b: Operand) -> Node:
+    """Bit by bit of integers, logical of bool."""
+    return bits("and", a, b)
+
+
+def bitwise_or(a: Operand, b: Operand) -> Node:
+    """Bit by bit of integers, logical of bool."""
+    return bits("or", a, b)
+
+
+def bitwise_xor(a: Operand, b: Operand) -> Node:
+    """Bit by bit of integers, logical of bool."""
+    return bits("xor", a, b)
+
+
+def bitwise_invert(x: Node) -> Node:
+    """Every bit of integers inverted, logical not of bool."""
+    return invert(x)
+
+
+def clip(x: Node, min: Operand | None = None, max: Operand | None = None) -> Node:
+    """x limited to [min, max]; the gradient at and beyond a limit is 0."""
+    out = x if min is None else maximum(x, min)
+    return out if max is None else minimum(out, max)
+
+
+def where(condition: Operand, a: Operand, b: Operand) -> Node:
+    """a where the condition holds, else b; shapes broadcast, a and b promote. The condition must be bool.
+
+    The branch not taken has no influence: its gradient is exactly 0 there, also where its derivative is infinite.
+    """
+    like = graph_of("where", a, b, condition)
+    test = scalar_const(like.graph, bool_, condition) if isinstance(condition, bool) else as_node(like, condition)
+    if not isinstance(a, Node) and not isinstance(b, Node):
+        # Numbers and arrays only: an array gives the data type, else numbers their own.
+        a, b = (v if is_scalar(v) else as_node(test, v) for v in (a, b))
+        if not isinstance(a, Node) and not isinstance(b, Node):
+            a = as_node(test, a, int64 if isinstance(b, int) and not isinstance(b, bool) else bool_)
+    a, b = common("where", a, b)
+    joined = joint_shape(test.shape, a.shape)
+    if joined is None:
+        test, a = common("where", test, a, dtypes=False)
+        joined = a.shape
+    return apply("where", _broadcast(test, joined), _broadcast(a, joined), _broadcast(b, joined))
+
+
+def astype(x: Node, dtype: DTypeLike) -> Node:
+    """x in another data type.
+
+    Floating to integer truncates and saturates, NaN gives 0; between integers the value wraps; bool is x != 0.
+    """
+    target = _dtype("astype", dtype)
+    return x if x.dtype is target else apply("astype", x, dtype=target)
+
+
+def _dtype(name: str, dtype: DTypeLike) -> DType:
+    found = as_dtype(dtype)
+    if found is None:
+        raise DTypeError(f"{name}: symgrad has no data type {dtype!r}; it has {', '.join(types.DTYPES)}")
+    return found
+
+
+def phase(train: Operand, infer: Operand) -> Node:
+    """The first operand in training, the second in inference; both promote and broadcast to one type."""
+    return binary("phase", train, infer)
+
+
+def _reduce(name: str, x: Node, axis: Axis, keepdims: bool) -> Node:
+    axes = normal_axes(name, x, axis)
+    out = apply(name, x, axes=axes) if axes else x
+    return keep_axes(out, x.shape, axes) if keepdims else out
+
+
+def _widened(x: Node, dtype: DTypeLike | None, name: str) -> Node:
+    """The node in the data type sums are computed in: integers in at least 64 bits, floating types in their own."""
+    if dtype is not None:
+        return astype(x, _dtype(name, dtype))
+    if x.dtype.is_float:
+        return x
+    return astype(x, uint64 if x.dtype.kind == "u" else int64)
+
+
+def sum(x: Node, axis: Axis = None, *, dtype: DTypeLike | None = None, keepdims: bool = False) -> Node:
+    """The sum over axes, all by default; 0 over nothing. Integers and bool add up in 64 bits."""
+    return _reduce("sum", _widened(x, dtype, "sum"), axis, keepdims)
+
+
+def prod(x: Node, axis: Axis = None, *, dtype: DTypeLike | None = None, keepdims: bool = False) -> Node:
+    """The product over axes, all by default; 1 over nothing. The gradient is exact with any number of zeros."""
+    return _reduce("prod", _widened(x, dtype, "prod"), axis, keepdims)
+
+
+def max(x: Node, axis: Axis = None, *, keepdims: bool = False) -> Node:
+    """The largest element over axes; NaN if there is one. The gradient is shared equally by ties.
+
+    ShapeError over an axis that is empty.
+    """
+    return _reduce("max", x, axis, keepdims)
+
+
+def min(x: Node, axis: Axis = None, *, keepdims: bool = False) -> Node:
+    """The smallest element over axes; NaN if there is one. The gradient is shared equally by ties.
+
+    ShapeError over an axis that is empty.
+    """
+    return _reduce("min", x, axis, keepdims)
+
+
+def any(x: Node, axis: Axis = None, *, keepdims: bool = False) -> Node:
+    """Whether an element is true (not 0) over axes; false over nothing."""
+    return _reduce("any", astype(x, bool_), axis, keepdims)
+
+
+def all(x: Node, axis: Axis = None, *, keepdims: bool = False) -> Node:
+    """Whether every element is true (not 0) over axes; true over nothing."""
+    return _reduce("all", astype(x, bool_), axis, keepdims)
+
+
+def argmax(x: Node, axis: int | None = None, *, keepdims: bool = False) -> Node:
+    """The int64 index of the first largest element, or of the first NaN; of the flattened node by default."""
+    return _argument("argmax", x, axis, keepdims)
+
+
+def argmin(x: Node, axis: int | None = None, *, keepdims: bool = False) -> Node:
+    """The int64 index of the first smallest element, or of the first NaN; of the flattened node by default."""
+    return _argument("argmin", x, axis, keepdims)
+
+
+def _argument(name: str, x: Node, axis: int | None, keepdims: bool) -> Node:
+    if axis is None:
+        out = apply(name, reshape(x, (-1,)), axis=0)
+        return keep_axes(out, x.shape, tuple(range(x.ndim))) if keepdims else out
+    place = normal_axis(name, x, axis)
+    out = apply(name, x, axis=place)
+    return keep_axes(out, x.shape, (place,)) if keepdims else out
+
+
+def mean(x: Node, axis: Axis = None, *, keepdims: bool = False) -> Node:
+    """The arithmetic mean over axes, all by default; NaN over nothing. Integers and bool are taken as float32."""
+    x = x if x.dtype.is_float else astype(x, float32)
+    total = _reduce("sum", x, axis, keepdims)
+    return divide(total, _count(x, normal_axes("mean", x, axis)))
+
+
+def _count(x: Node, axes: tuple[int, ...]) -> Operand:
+    extent = size_of(tuple(x.shape[a] for a in axes))
+    return float(extent) if isinstance(extent, int) else extent
+
+
+def var(x: Node, axis: Axis = None, *, correction: float = 0, keepdims: bool = False) -> Node:
+    """The mean of squared deviations over axes; the divisor is the number of elements less the correction."""
+    x = x if x.dtype.is_float else astype(x, float32)
+    axes = normal_axes("var", x, axis)
+    deviation = x - mean(x, axes, keepdims=True)
+    total = _reduce("sum", square(deviation), axes, keepdims)
+    count = _count(x, axes)
+    if isinstance(count, float):
+        return divide(total, count - correction if count > correction else 0.0)
+    return divide(total, maximum(as_node(total, count) - correction, 0))
+
+
+def std(x: Node, axis: Axis = None, *, correction: float = 0, keepdims: bool = False) -> Node:
+    """The square root of `var`; its gradient is 0 where all elements are equal."""
+    return sqrt(var(x, axis, correction=correction, keepdims=keepdims))
+
+
+def log_sum_exp(x: Node, axis: Axis = None, *, keepdims: bool = False) -> Node:
+    """log(sum(exp(x))) over axes, without overflow; -inf where all elements are -inf."""
+    axes = normal_axes("log_sum_exp", x, axis)
+    largest = _finite(max(x, axes, keepdims=True))
+    out = log(sum(exp(x - largest), axes, keepdims=True)) + largest
+    return out if keepdims else reshape(out, tuple(e for k, e in enumerate(x.shape) if k not in axes))
+
+
+def _finite(x: Node) -> Node:
+    """A shift for exponents: the value as a constant, 0 where it is not finite."""
+    return stop_gradient(apply("where", isfinite(x), x, constant_like(x, 0)))
+
+
+def logaddexp(a: Operand, b: Operand) -> Node:
+    """log(exp(a) + exp(b)), without overflow and exact where one term is small."""
+    a, b = common("logaddexp", a, b)
+    largest = _finite(maximum(a, b))
+    left, right = a - largest, b - largest
+    # The larger exponential is 1: subtract it where it stands, and the smaller keeps all its digits.
+    rest = where(a >= b, expm1(left) + exp(right), exp(left) + expm1(right))
+    return log1p(rest) + largest
+
+
+def take(x: Node, indices: Operand, axis: int | None = None) -> Node:
+    """The slices of x at integer indices along an axis; the axis may be left out for 1-dimensional x.
+
+    The result has the shape of the indices in place of the axis. Negative indices count from the end; an index out of
+    range is an IndexError at the call. The gradient accumulates repeated indices.
+    """
+    place = 0 if axis is None and x.ndim == 1 else normal_axis("take", x, axis)
+    return take_checked(x, _indices(x, indices), place)
+
+
+def _indices(x: Node, indices: Operand) -> Node:
+    return as_node(x, indices, int64) if is_scalar(indices) else as_node(x, indices)
+
+
+def take_along_axis(x: Node, indices: Operand, axis: int = -1) -> Node:
+    """For each position of the other axes the elements of x at its own indices along an axis.
+
+    The indices have the shape of x but for the axis. IndexError at the call for an index out of range.
+    """
+    place = normal_axis("take_along_axis", x, axis)
+    index = _indices(x, indices)
+    rest: Shape = x.shape[:place] + x.shape[place + 1 :]
+    length, rows = x.shape[place], size_of(rest)
+    index = apply("check_index", index, extent=length)
+    index = moveaxis(broadcast_to(astype(index, int64), _with_axis(rest, place, index.shape[place])), place, -1)
+    starts = source(x.graph, "iota", extent=rows, dtype=int64) * length
+    flat = reshape(index, (rows, index.shape[-1])) + reshape(starts, (rows, 1))
+    found = apply("take", reshape(moveaxis(x, place, -1), (rows * length,)), flat, axis=0)
+    return moveaxis(reshape(found, index.shape), -1, place)
+
+
+def _with_axis(rest: Shape, place: int, extent: Extent) -> Shape:
+    return (*rest[:place], extent, *rest[place:])
+
+
+def scatter_add(x: Node, indices: Operand, updates: Operand, axis: int = 0) -> Node:
+    """x with updates added to its slices at indices along an axis; repeated indices accumulate.
+
+    The updates broadcast to the shape `take` gives. IndexError at the call for an index out of range.
+    """
+    place = normal_axis("scatter_add", x, axis)
+    index = apply("check_index", _indices(x, indices), extent=x.shape[place])
+    added = as_node(x, updates)
+    added = added if added.dtype is x.dtype else astype(added, x.dtype)
+    full_shape: Shape = x.shape[:place] + index.shape + x.shape[place + 1 :]
+    return apply("scatter_add", x, index, broadcast_to(added, full_shape), axis=place)
+
+
+def one_hot(indices: Node, extent: Extent, dtype: DTypeLike = float32) -> Node:
+    """Rows of zeros with a one at each index: shape (*indices.shape, extent). An index out of range gives zeros."""
+    classes = source(indices.graph, "iota", extent=extent, dtype=int64)
+    return astype(equal(expand_dims(indices, -1), classes), dtype)

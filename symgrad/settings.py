@@ -1,0 +1,61 @@
+"""What the environment asks for. The one place where environment variables are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How much to show and check, and where to keep things.
+
+    `debug` is the level of SYMGRAD_DEBUG (0 to 6), `dump` the folder of SYMGRAD_DUMP, `verify` whether every pass is
+    followed by the verifier, `profile` whether kernels are timed, `cache` the folder of the object cache, empty for
+    the default folder and None for no cache, `threads` the number of workers, None for one per processor.
+    """
+
+    debug: int = 0
+    dump: str | None = None
+    verify: bool = False
+    profile: bool = False
+    cache: str | None = ""
+    threads: int | None = None
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """The settings an environment asks for. ValueError names the variable that is not understood."""
+    cache = environment.get("SYMGRAD_CACHE", "")
+    threads = _integer(environment, "SYMGRAD_NUM_THREADS", 1)
+    return Settings(
+        debug=_integer(environment, "SYMGRAD_DEBUG", 0) or 0,
+        dump=environment.get("SYMGRAD_DUMP") or None,
+        verify=_switch(environment, "SYMGRAD_VERIFY"),
+        profile=_switch(environment, "SYMGRAD_PROFILE"),
+        cache=None if cache == "off" else cache,
+        threads=threads,
+    )
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process, read once, at the first use."""
+    return read_settings(os.environ)
+
+
+def _integer(environment: Mapping[str, str], name: str, least: int) -> int | None:
+    text = environment.get(name, "")
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {text!r}")
+    return int(text)
+
+
+def _switch(environment: Mapping[str, str], name: str) -> bool:
+    text = environment.get(name, "")
+    if text not in ("", "0", "1"):
+        raise ValueError(f"{name} must be 0 or 1, got {text!r}")
+    return text == "1"

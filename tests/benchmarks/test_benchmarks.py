@@ -1,0 +1,36 @@
+"""The benchmarks themselves: they measure, check what was computed and give up on a system that takes too long."""
+
+# pyright: basic
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.benchmarks", "--workloads", "matmul_64", "--systems", "numpy", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_results_are_measured_and_right(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    done = run("--rounds", "2", "--seconds", "0.01", "--starts", "2", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    assert "numpy*" in done.stdout
+    (measured,) = json.loads(file.read_text())["measured"]
+    (result,) = measured["results"]
+    assert result["is_right"]
+    assert len(result["blocks"]) == 2
+    assert len(result["firsts"]) == 2
+    assert result["peak_bytes"] > 1e6
+
+
+def test_system_over_the_limit_is_reported() -> None:
+    done = run("--limit", "0.001")
+    assert done.returncode == 0, done.stderr
+    assert "no result in 0.001 s" in done.stdout
