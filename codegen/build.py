@@ -117,11 +117,15 @@ def _works(program: Program, target: Target, tell: Report) -> list[Work]:
     for one, (kernel, params) in zip(groups, naive, strict=True):
         if any(b.written and b.size == 0 for b in kernel.params):
             continue
-        scheduled, steps = schedule(kernel, one.anchor, target)
-        tell("group", _group_text(one, steps))
-        tell("loop", kernel_text(scheduled))
-        values = tuple(value_name(n) for n in params)
-        works.append(Work(scheduled, values, _label(one), _flops(one), _checks(one)))
+        value_of = {b.name: value_name(n) for b, n in zip(kernel.params, params, strict=True)}
+        scheduled = schedule(kernel, one.anchor, target)
+        for part in scheduled:
+            tell("group", _group_text(one, part.steps))
+            tell("loop", kernel_text(part.kernel))
+            names = (value_of.get(b.name, f"{b.name} of n{one.nodes[0].id}") for b in part.kernel.params)
+            last = part is scheduled[-1]
+            label = _label(one) if last else f"pack for {_label(one)}"
+            works.append(Work(part.kernel, tuple(names), label, _flops(one) if last else 0, _checks(one)))
     return works
 
 
@@ -159,7 +163,7 @@ def copy_kernel(dtype: DType, size: int, target: Target) -> Kernel:
     body = (Load("v1", "p0", variable("d0"), dtype), Store("p1", variable("d0"), "v1"))
     params = (Buffer("p0", dtype, size, Space.GLOBAL), Buffer("p1", dtype, size, Space.GLOBAL, written=True))
     kernel = Kernel(params, (), (For(Loop("d0", size), body),))
-    return schedule(kernel, Anchor.MAP, target)[0]
+    return schedule(kernel, Anchor.MAP, target)[0].kernel
 
 
 def _place(program: Program, works: list[Work]) -> tuple[list[Work], MemoryPlan, list[str]]:

@@ -54,6 +54,17 @@ class Fuse:
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """Sum what `loop` runs over into an accumulator of its own, and those sums into another: shorter chains, less error.
+
+    `loop` is the inner one of a split summation loop. `total` names the new accumulator.
+    """
+
+    loop: str
+    total: str
+
+
+@dataclass(frozen=True, slots=True)
 class Vectorize:
     """Run `loop` in the lanes of a vector."""
 
@@ -75,7 +86,7 @@ class Parallel:
     loop: str
 
 
-Step: TypeAlias = Split | Distribute | Fuse | Vectorize | Unroll | Parallel
+Step: TypeAlias = Split | Distribute | Fuse | Block | Vectorize | Unroll | Parallel
 
 
 def apply(kernel: Kernel, steps: Iterable[Step]) -> Kernel:
@@ -93,6 +104,8 @@ def _apply_one(kernel: Kernel, step: Step) -> Kernel:
             return _distribute(kernel, loop)
         case Fuse(outer, inner):
             return replace(kernel, body=_rewrite(kernel.body, outer, lambda f: _fuse(f, inner)))
+        case Block(loop, total):
+            return _block(kernel, loop, total)
         case Vectorize(loop, lanes):
             return replace(kernel, body=_rewrite(kernel.body, loop, lambda f: _bound(f, Bind.VECTOR, lanes)))
         case Unroll(loop):
@@ -192,15 +205,48 @@ def can_fuse(stmt: For) -> str | None:
     return inner.loop.name
 
 
+def _block(kernel: Kernel, loop: str, total: str) -> Kernel:
+    outer = loop.removesuffix(".1") + ".0"
+    found = next(s for f in loops_of(kernel.body) if f.loop.name == loop for s in f.body if isinstance(s, Accumulate))
+    old = kernel.buffer(found.buffer)
+
+    def inside(stmt: For) -> Body:
+        part = f"{old.name}_part"
+        dtype = old.dtype
+        body: Body = (
+            Init(old.name, found.index, found.combine),
+            *stmt.body,
+            Finish(part, old.name, found.index, found.combine, dtype),
+            Accumulate(total, found.index, "sum", (part,)),
+        )
+        return (For(stmt.loop, body),)
+
+    def around(body: Body) -> Body:
+        out: list[Stmt] = []
+        for stmt in body:
+            match stmt:
+                case For() if stmt.loop.name == outer:
+                    out += inside(stmt)
+                case For():
+                    out.append(For(stmt.loop, around(stmt.body)))
+                case Init() | Finish() if stmt.buffer == old.name:
+                    out.append(replace(stmt, buffer=total, combine="sum"))
+                case _:
+                    out.append(stmt)
+        return tuple(out)
+
+    return replace(kernel, body=around(kernel.body), locals=(*kernel.locals, replace(old, name=total)))
+
+
 def _distribute(kernel: Kernel, name: str) -> Kernel:
     grown: dict[str, int] = {}
     sizes = {b.name: b.size for b in kernel.locals}
-    extent = max((f.loop.extent for f in loops_of(kernel.body) if f.loop.name == name), default=0)
+    extent = max((f.loop.start + f.loop.extent for f in loops_of(kernel.body) if f.loop.name == name), default=0)
 
     def change(stmt: For) -> Body:
         if not any(_is_serial(s) for s in stmt.body):
             return (stmt,)
-        own = _shared_accumulators(stmt.body)
+        own = _shared_accumulators(stmt.body) - _having_axis(stmt.body, name)
         for buffer in own:
             grown[buffer] = sizes[buffer] * extent
         body = tuple(_shift_accumulators(s, own, sizes, name) for s in stmt.body)
@@ -216,22 +262,25 @@ def _is_serial(stmt: Stmt) -> bool:
 
 
 def _shared_accumulators(body: Body) -> set[str]:
-    """The accumulators that live across more than one statement of a body."""
-    seen: set[str] = set()
+    """The accumulators that live across statements of a body: some statement uses what another one began."""
     shared: set[str] = set()
     for stmt in body:
-        here = set(_accumulators((stmt,)))
-        shared |= here & seen
-        seen |= here
+        begun = {s.buffer for s in _accumulating((stmt,)) if isinstance(s, Init)}
+        shared |= {s.buffer for s in _accumulating((stmt,))} - begun
     return shared
 
 
-def _accumulators(body: Body) -> Iterable[str]:
+def _having_axis(body: Body, name: str) -> set[str]:
+    """The accumulators that a loop already has an axis in."""
+    return {s.buffer for s in _accumulating(body) if s.index.factor(name)}
+
+
+def _accumulating(body: Body) -> Iterable[Init | Accumulate | Finish]:
     for stmt in body:
         if isinstance(stmt, For):
-            yield from _accumulators(stmt.body)
+            yield from _accumulating(stmt.body)
         elif isinstance(stmt, Init | Accumulate | Finish):
-            yield stmt.buffer
+            yield stmt
 
 
 def _shift_accumulators(stmt: Stmt, own: set[str], sizes: dict[str, int], name: str) -> Stmt:

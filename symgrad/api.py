@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, overload
 
@@ -15,7 +16,7 @@ from codegen.threads import default_workers
 from symgrad.errors import CompileError
 from symgrad.function import Executable, Function, Structure, check_program, flatten
 from symgrad.graph import Node, describe
-from symgrad.optimize import optimize
+from symgrad.optimize import optimize, select_phase
 from symgrad.program import Program
 from symgrad.random import random_updates
 from symgrad.settings import settings
@@ -73,14 +74,17 @@ def compile(
         structure = Structure(kind, program.output_names or ())
         chosen: Phase = phase or "infer"
     else:
-        program, structure = _program(inputs, outputs, list(updates or ()), name)
-        chosen = phase or ("train" if program.updates else "infer")
+        given = list(updates or ())
+        chosen = phase or ("train" if given else "infer")
+        program, structure = _program(inputs, outputs, given, name)
     if chosen not in ("train", "infer"):
         raise CompileError(f"compile: phase must be 'train' or 'infer', got {phase!r}")
     workers = threads if threads is not None else settings().threads or default_workers()
     if workers < 1:
         raise CompileError(f"compile: threads must be at least 1, got {threads}")
     check_program(program)
+    if not isinstance(inputs, Program):
+        program = _advanced(program, chosen)
     return Function(program, structure, partial(make_executable, phase=chosen, workers=workers))
 
 
@@ -93,11 +97,18 @@ def _program(
         raise CompileError("compile: there are no outputs and no updates")
     graph = named[0].graph
     program = Program(graph, tuple(inputs), tuple(nodes), tuple(updates), structure.keys or None, name or "function")
-    reached = {n.id for n in program.nodes}
-    drawn = [(s, new) for s, new in random_updates(graph) if s.id in reached and s.id not in {o.id for o, _ in updates}]
-    if drawn:
-        program = Program(graph, program.inputs, program.outputs, (*updates, *drawn), program.output_names, program.name)
     return program, structure
+
+
+def _advanced(program: Program, phase: Phase) -> Program:
+    """The program with an update of the random step if it draws in this phase and does not set the step itself."""
+    updated = {old.id for old, _ in program.updates}
+    steps = [(step, new) for step, new in random_updates(program.graph) if step.id not in updated]
+    if not steps:
+        return program
+    # Only the branch of the phase counts: dropout draws nothing in inference.
+    drawn = {node.name for node in select_phase(program, phase).states}
+    return replace(program, updates=(*program.updates, *(pair for pair in steps if pair[0].name in drawn)))
 
 
 def make_executable(

@@ -16,11 +16,13 @@ def contract_forms(program: Program, rules: Rules) -> Program:
     """The program with the permutes and broadcasts that contractions read or feed absorbed into their labels.
 
     A permute of a result that others read too stays: the contraction is not computed twice. A broadcast is absorbed
-    where its new axes are axes of the other operand and of the result. `rules` are those of the sweep.
+    where its new axes are axes of the other operand and of the result. `rules` are those of the sweep; with none at all
+    the program stays as it is.
     """
-    if not any(node.op.name == "contract" for node in program.nodes):
+    nodes = program.nodes
+    if not rules or not any(map(_is_candidate, nodes)):
         return program
-    uses = Counter(source.id for node in program.nodes for source in node.inputs)
+    uses = Counter(source.id for node in nodes for source in node.inputs)
     uses.update(root.id for root in program.roots)
 
     def make(graph: Graph, node: Node, copies: Mapping[int, Node]) -> Node:
@@ -35,6 +37,12 @@ def contract_forms(program: Program, rules: Rules) -> Program:
         return graph.add(product.op, product.inputs, (left, right, "".join(out[axis] for axis in node.attrs[0])))
 
     return sweep(program, rules, make)
+
+
+def _is_candidate(node: Node) -> bool:
+    if node.op.name == "contract":
+        return any(i.op.name in ("permute", "broadcast") for i in node.inputs)
+    return node.op.name == "permute" and node.inputs[0].op.name == "contract"
 
 
 def _contraction(graph: Graph, node: Node, copies: Mapping[int, Node]) -> Node:

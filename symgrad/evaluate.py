@@ -82,7 +82,8 @@ def _fed_array(node: Node, value: Any) -> Array:
         array = np.asarray(value, node.dtype.np)
     if as_dtype(array.dtype) is not node.dtype:
         raise DTypeError(f"evaluate: {describe(node)} was given {array.dtype}; convert it with .astype('{node.dtype}')")
-    return array
+    # Views keep the byte order of their operand, and nodes have native data types.
+    return array.astype(node.dtype.np, copy=False)
 
 
 def _operands(node: Node, choice: int) -> tuple[Node, ...]:

@@ -51,14 +51,10 @@ def _of_scalars(name: str) -> Rewrite:
     def rewrite(graph: Graph, inputs: tuple[Node, ...], attrs: Attrs) -> Node | None:
         scalars: list[Node] = []
         for node in inputs:
-            if node.op.name == "broadcast":
-                source = node.inputs[0]
-                if source.op.name != "const" and node.id < graph.opaque:
-                    return None
-                node = source
-            if node.type.shape:
+            scalar = node.inputs[0] if node.op.name == "broadcast" else node
+            if scalar.type.shape or (scalar.op.name != "const" and node.id < graph.opaque):
                 return None
-            scalars.append(node)
+            scalars.append(scalar)
         if inputs[0].type.shape:
             return apply("broadcast", graph.add(op, tuple(scalars), attrs), shape=inputs[0].type.shape)
         if any(s.op.name != "const" for s in scalars):

@@ -25,7 +25,7 @@ from symgrad.creation import (
     zeros_like,
 )
 from symgrad.errors import DTypeError
-from symgrad.graph import Node, Operand
+from symgrad.graph import Node, Operand, describe
 from symgrad.indexing import take_checked
 from symgrad.operators import (
     apply,
@@ -321,6 +321,8 @@ def where(condition: Operand, a: Operand, b: Operand) -> Node:
     """
     like = graph_of("where", a, b, condition)
     test = scalar_const(like.graph, bool_, condition) if isinstance(condition, bool) else as_node(like, condition)
+    if test.dtype is not bool_:
+        raise DTypeError(f"where: the condition {describe(test)} must be bool; compare it with something")
     if not isinstance(a, Node) and not isinstance(b, Node):
         # Numbers and arrays only: an array gives the data type, else numbers their own.
         a, b = (v if is_scalar(v) else as_node(test, v) for v in (a, b))

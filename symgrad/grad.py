@@ -172,7 +172,7 @@ def _reverse(
             live = [i.id >= low and need[i.id - low] == 1 for i in node.inputs]
             if not any(live):
                 continue
-            graph.origin = Origin(node.loc, node.scope, node, node.order + 1)
+            graph.origin = Origin(node.loc, node.scope, node, max(node.order + 1, cotangent.order))
             for source, part, on in zip(node.inputs, _pull(caller, node, cotangent, live), live, strict=True):
                 if part is not None and on:
                     _accumulate(graph, cotangents, source.id, part)
@@ -248,8 +248,10 @@ def _forward(
         for node in ancestors(outputs):
             if node.id < low or not need[node.id - low] or node.id in wanted:
                 continue
-            graph.origin = Origin(node.loc, node.scope, node, node.order + 1)
-            tangent = push(caller, node, [tangents.get(i.id) for i in node.inputs])
+            moves = [tangents.get(i.id) for i in node.inputs]
+            order = max((t.order for t in moves if t is not None), default=0)
+            graph.origin = Origin(node.loc, node.scope, node, max(node.order + 1, order))
+            tangent = push(caller, node, moves)
             if tangent is not None:
                 tangents[node.id] = tangent
     return [tangents.get(o.id) for o in outputs]

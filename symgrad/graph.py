@@ -217,7 +217,7 @@ class Node:
         def __getitem__(self, index: Any) -> Node: ...
 
 
-Operand: TypeAlias = "Node | Array | Extent | float"
+Operand: TypeAlias = "Node | Array | np.generic | Extent | float"
 NAMED = frozenset(("input", "param", "state"))
 STATEFUL = frozenset(("param", "state"))
 

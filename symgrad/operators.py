@@ -10,6 +10,7 @@ import numpy as np
 import symgrad.ops  # noqa: F401  # pyright: ignore[reportUnusedImport] fills the operator table
 from symgrad.errors import DTypeError, GraphError, ShapeError, user_loc
 from symgrad.graph import Graph, Node, Operand, describe
+from symgrad.opdef import OPS
 from symgrad.ops.build import (
     apply,
     broadcast_to,
@@ -163,6 +164,8 @@ def unary(name: str, x: Node) -> Node:
 
 def binary(name: str, a: Operand, b: Operand) -> Node:
     """An operator of two operands, at least one a node: lifted, promoted and broadcast."""
+    if isinstance(a, Node) and isinstance(b, Node) and a.type == b.type:
+        return a.graph.add(OPS[name], (a, b))
     return apply(name, *common(name, a, b))
 
 

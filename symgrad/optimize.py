@@ -112,7 +112,8 @@ def _misfit(node: Node, sizes: Mapping[str, int], why: str) -> ShapeError:
 
 
 def _is_symbolic(node: Node) -> bool:
-    if any(isinstance(extent, Dim) for extent in node.shape):
+    # The value of an extent that is a number already is a constant too.
+    if node.op.name == "dim" or any(isinstance(extent, Dim) for extent in node.shape):
         return True
     stack: list[Any] = list(node.attrs)
     while stack:

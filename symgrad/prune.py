@@ -15,7 +15,7 @@ from symgrad.opdef import OPS, Kind
 from symgrad.ops.control import inline
 from symgrad.program import Program
 from symgrad.random import RANDOM_STEP, random_updates
-from symgrad.types import Dim
+from symgrad.types import Dim, Type
 
 if TYPE_CHECKING:
     from symgrad.types import Array
@@ -54,9 +54,7 @@ def prune(outputs: Outputs, inputs: Sequence[Node] | None = None, phase: Phase =
     program, folded = _fold(program)
     if folded:
         removed["folded into constants"] = folded
-    updates = tuple(random_updates(program.graph))
-    if updates and updates[0][0] not in program.nodes:
-        updates = ()
+    updates = tuple(random_updates(program.graph)) if program.states else ()
     return Program(program.graph, program.inputs, program.outputs, updates, names, program.name, tuple(removed.items()))
 
 
@@ -217,19 +215,21 @@ def _removed(graph: Graph, kept: dict[int, Node], phase: Phase) -> Counter[str]:
     group: dict[int, str] = {n.id: "phase" for n in kept.values() if n.op.name == "phase"}
     group |= {n.id: "stop_gradient" for n in kept.values() if n.op.name == "stop_gradient"}
     gone = [n for n in nodes if n.id not in kept]
+    differentiated = [n.gradient_of for n in nodes if n.gradient_of is not None and n.gradient_of.graph is graph]
+    advances = _state_values(nodes) - {n.id for n in differentiated}
     for node in gone:
         if node.order > 0:
             group[node.id] = "gradient"
-        elif any(group.get(i.id) in ("gradient", "update") for i in node.inputs):
+        elif node.id in advances or any(group.get(i.id) in ("gradient", "update") for i in node.inputs):
             group[node.id] = "update"
     other = 1 - _PHASES.index(phase)
     branches = [n.inputs[other] for n in kept.values() if n.op.name == "phase"]
-    random = [b for b in branches if _draws(b)]
+    random = [b for b in branches if any(n.op.name == "philox" for n in _reached([b], phase).values())]
     rest = "batch statistics" if phase == "infer" else "inference values"
     for sources, name in ((random, "dropout"), (branches, rest)):
-        for node in ancestors(sources):
-            if node.id not in kept:
-                group.setdefault(node.id, name)
+        for key in _reached(sources, phase):
+            if key not in kept:
+                group.setdefault(key, name)
     # What only updates read serves them: moments, learning rates, counters.
     readers: dict[int, set[str]] = {}
     for node in reversed(gone):
@@ -237,7 +237,6 @@ def _removed(graph: Graph, kept: dict[int, Node], phase: Phase) -> Counter[str]:
             group[node.id] = "update"
         for source in node.inputs:
             readers.setdefault(source.id, set()).add(group.get(node.id, ""))
-    differentiated = [n.gradient_of for n in nodes if n.gradient_of is not None and n.gradient_of.graph is graph]
     for node in ancestors(n for n in differentiated if n.id not in kept):
         group.setdefault(node.id, "loss")
     for node in gone:
@@ -247,5 +246,14 @@ def _removed(graph: Graph, kept: dict[int, Node], phase: Phase) -> Counter[str]:
     return Counter({name: counts[name] for name in order if counts[name]})
 
 
-def _draws(branch: Node) -> bool:
-    return any(n.op.name == "philox" for n in ancestors([branch]))
+def _state_values(nodes: Sequence[Node]) -> set[int]:
+    """The nodes that no other reads and that have the type of a state they are computed from: its new values."""
+    none: frozenset[Type] = frozenset()
+    states: dict[int, frozenset[Type]] = {}
+    read: set[int] = set()
+    for node in nodes:
+        read.update(i.id for i in node.inputs)
+        states[node.id] = none.union(*(states[i.id] for i in node.inputs))
+        if node.op.name == "state":
+            states[node.id] = frozenset((node.type,))
+    return {n.id for n in nodes if n.id not in read and n.op.name != "state" and n.type in states[n.id]}

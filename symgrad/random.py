@@ -48,9 +48,9 @@ def uniform(
     """Uniform values in [low, high), from 24 random bits for float32 and 53 for float64."""
     target = _float("uniform", dtype)
     extents, count = _checked("uniform", shape)
-    bottom, top = target.np.type(low), target.np.type(high)
-    if not (bottom < top and abs(low) + abs(high) <= np.finfo(target.np).max):
+    if not abs(low) + abs(high) <= float(np.finfo(target.np).max) or not target.np.type(low) < target.np.type(high):
         raise ShapeError(f"random.uniform: needs finite low < high in {target}, got {low} and {high}")
+    bottom, top = target.np.type(low), target.np.type(high)
     unit = reshape_to(_unit(graph, count, target), extents)
     if low == 0.0 and high == 1.0:
         return unit

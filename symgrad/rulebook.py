@@ -66,6 +66,12 @@ def holds_all_values(node: Node, dtype: DType) -> bool:
     return a.bits <= b.bits if a.kind == b.kind else a.kind == "u" and a.bits < b.bits
 
 
+def casts_through(node: Node, middle: DType, last: DType) -> bool:
+    """Whether casting through the middle dtype is casting straight to the last: integers wrap, floats saturate."""
+    saturates = middle.is_float and last.is_integer and node.type.dtype.is_integer
+    return holds_all_values(node, middle) and (not saturates or holds_all_values(node, last))
+
+
 def has_shape(node: Node, shape: Shape) -> bool:
     return node.type.shape == shape
 
@@ -192,7 +198,7 @@ ARITHMETIC: tuple[Rule, ...] = (
 
 LOGIC: tuple[Rule, ...] = (
     Rule("where_same", where(c, x, x), x),
-    Rule("where_not", where(lnot(c), x, y), where(c, x, y)),
+    Rule("where_not", where(lnot(c), x, y), where(c, y, x)),
     Rule("where_where_true", where(c, where(c, x, y), z), where(c, x, z)),
     Rule("where_where_false", where(c, x, where(c, y, z)), where(c, x, z)),
     Rule("and_itself", land(x, x), x),
@@ -227,7 +233,7 @@ LOGIC: tuple[Rule, ...] = (
         "astype_astype",
         astype(astype(x, dtype=d), dtype=e),
         astype(x, dtype=e),
-        when=(when(holds_all_values, x, d),),
+        when=(when(casts_through, x, d, e),),
     ),
 )
 

@@ -1,5 +1,6 @@
 """Optimizers against NumPy in float64, several steps each; schedules, clipping, states and errors."""
 
+# pyright: basic
 from __future__ import annotations
 
 import math
@@ -42,13 +43,13 @@ def reference(step: Callable[[np.ndarray, np.ndarray, dict[str, Any], int], np.n
     return p
 
 
-def momentum_step(p: Any, g: Any, s: dict[str, Any], t: int, nesterov: bool = False, decay: float = 0.0) -> Any:
+def momentum_step(p: Any, g: Any, s: dict[str, Any], *, nesterov: bool = False, decay: float = 0.0) -> Any:
     g = g + decay * p
     s["m"] = 0.9 * s.get("m", 0) + g
     return p - 0.05 * (g + 0.9 * s["m"] if nesterov else s["m"])
 
 
-def adam_step(p: Any, g: Any, s: dict[str, Any], t: int, decay: float = 0.0, decoupled: bool = False) -> Any:
+def adam_step(p: Any, g: Any, s: dict[str, Any], t: int, *, decay: float = 0.0, decoupled: bool = False) -> Any:
     if decoupled:
         p = p * (1 - 0.1 * decay)
     else:
@@ -74,19 +75,19 @@ CASES: dict[str, tuple[Any, Any]] = {
         lambda p, g: optim.sgd(p, g, 0.05, weight_decay=0.1),
         lambda p, g, s, t: p - 0.05 * (g + 0.1 * p),
     ),
-    "momentum": (lambda p, g: optim.momentum(p, g, 0.05), momentum_step),
+    "momentum": (lambda p, g: optim.momentum(p, g, 0.05), lambda p, g, s, t: momentum_step(p, g, s)),
     "nesterov": (
         lambda p, g: optim.nesterov(p, g, 0.05, weight_decay=0.2),
-        lambda p, g, s, t: momentum_step(p, g, s, t, True, 0.2),
+        lambda p, g, s, t: momentum_step(p, g, s, nesterov=True, decay=0.2),
     ),
     "adam": (lambda p, g: optim.adam(p, g, 0.1), adam_step),
     "adam decay": (
-        lambda p, g: optim.adam(p, g, 0.1, weight_decay=0.2),
-        lambda p, g, s, t: adam_step(p, g, s, t, 0.2),
+        lambda p, g: optim.adam(p, g, 0.1, weight_decay=0.15),
+        lambda p, g, s, t: adam_step(p, g, s, t, decay=0.15),
     ),
     "adamw": (
         lambda p, g: optim.adamw(p, g, 0.1, weight_decay=0.2),
-        lambda p, g, s, t: adam_step(p, g, s, t, 0.2, True),
+        lambda p, g, s, t: adam_step(p, g, s, t, decay=0.2, decoupled=True),
     ),
     "rmsprop": (optim.rmsprop, rmsprop_step),
     "adagrad": (lambda p, g: optim.adagrad(p, g, 0.1), adagrad_step),
@@ -143,7 +144,8 @@ def test_clip_by_global_norm():
     values = evaluate([*clipped, norm])
     np.testing.assert_allclose(values[0], [0.6, 0], rtol=1e-5)
     np.testing.assert_allclose(values[1], [[0.8]], rtol=1e-5)
-    assert values[2] == 5 and all(v.dtype == np.float32 for v in values)
+    assert values[2] == 5
+    assert all(v.dtype == np.float32 for v in values)
     kept, _ = optim.clip_by_global_norm([a, b], 100.0)
     np.testing.assert_array_equal(evaluate(kept[0]), [3, 0])
     with pytest.raises(GraphError):

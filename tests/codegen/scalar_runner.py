@@ -9,6 +9,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 
+import symgrad  # noqa: F401 # pyright: ignore[reportUnusedImport] the package that imports codegen comes first
 from codegen.scalar import ScalarBuilder, Value, memory_type
 from codegen.target import Target
 from symgrad.types import DType, as_dtype

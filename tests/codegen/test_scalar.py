@@ -57,6 +57,7 @@ BINARY: dict[str, tuple[Callable[..., Any], list[DType]]] = {
     "subtract": (np.subtract, NUMBERS),
     "multiply": (np.multiply, ALL),
     "divide": (np.divide, FLOATS),
+    "safe_multiply": (lambda x, y: np.where((x == 0) | (y == 0), np.zeros((), x.dtype), x * y), FLOATS),
     "maximum": (np.maximum, ALL),
     "minimum": (np.minimum, ALL),
     "equal": (np.equal, ALL),

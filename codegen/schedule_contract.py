@@ -1,0 +1,280 @@
+"""Schedules of contractions for the CPU: register tiles, cache blocks and packed factors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from codegen.loop import Kernel, Loop, Store, loops_of
+from codegen.stage import Contraction, Panel, contraction_of, fill_panel, stage, stage_panel
+from codegen.steps import Block, Distribute, Parallel, Split, Step, Unroll, Vectorize, apply
+from codegen.target import Target
+
+# Iterations that make a parallel loop worth having.
+PARALLEL_UNITS = 8
+# A factor is packed when at least so many register tiles read it again.
+PACK_REUSE = 4
+# Packed rows keep this many neighbors of the summation together, so that packing copies and does not transpose.
+RUN = 16
+# Products summed in one chain; longer sums are sums of such chains.
+CHAIN = 512
+# Elements this far apart cost a translation and a cache set each; so many of them in a row are worth packing.
+FAR_BYTES = 1024
+FAR_STEPS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """Which loops become the register tile, its size, and which factors are packed first."""
+
+    rows: str | None
+    columns: str
+    row_tile: int
+    vectors: int
+    lanes: int
+    pack_rows: bool
+    pack_columns: bool
+    run: int
+    row_block: int | None
+
+    @property
+    def column_tile(self) -> int:
+        return self.lanes * self.vectors
+
+
+def schedule_contract(kernel: Kernel, target: Target) -> list[tuple[Kernel, tuple[Step, ...]]]:
+    """Scheduled kernels and their steps: those that pack factors where it pays, then the contraction itself.
+
+    Columns that every row passes once are packed by each worker as a panel in its scratch memory; columns that come
+    back for every block of rows are packed once, before.
+    """
+    if not _has_sum(kernel):
+        return [_plain(kernel)]
+    shape = contraction_of(kernel)
+    tiling = choose_tiling(kernel, shape, target)
+    if tiling is None:
+        return [_plain(kernel)]
+    row_factor, column_factor = _factors(shape, tiling)
+    out: list[tuple[Kernel, tuple[Step, ...]]] = []
+    panel: Panel | None = None
+    if tiling.pack_columns and tiling.row_block is None:
+        kernel, panel = stage_panel(
+            kernel, shape, column_factor, tiling.columns, tiling.column_tile, tiling.lanes, "panel"
+        )
+    elif tiling.pack_columns:
+        staged = stage(kernel, shape, column_factor, tiling.columns, tiling.column_tile, 1, "packed_columns")
+        steps = _pack_steps(staged.pack, shape, tiling.columns, tiling.column_tile, 1, tiling.lanes)
+        out.append((apply(staged.pack, steps), steps))
+        kernel = staged.rest
+    if tiling.pack_rows and tiling.rows is not None:
+        staged = stage(kernel, shape, row_factor, tiling.rows, tiling.row_tile, tiling.run, "packed_rows")
+        steps = _pack_steps(staged.pack, shape, tiling.rows, tiling.row_tile, tiling.run, tiling.lanes)
+        out.append((apply(staged.pack, steps), steps))
+        kernel = staged.rest
+    steps = _tile_steps(shape, tiling)
+    kernel = apply(kernel, steps)
+    out.append((fill_panel(kernel, panel) if panel is not None else kernel, steps))
+    return out
+
+
+def _has_sum(kernel: Kernel) -> bool:
+    return any(f.loop.name.startswith("k") for f in loops_of(kernel.body))
+
+
+def lane_bytes(kernel: Kernel) -> int:
+    """The width that decides the lanes: of the floats if there are any, else of the widest number."""
+    floats = [b.dtype.itemsize for b in kernel.params + kernel.locals if b.dtype.is_float]
+    return max(floats or [b.dtype.itemsize for b in kernel.params + kernel.locals], default=4)
+
+
+def parallel_position(sizes: list[int]) -> int:
+    """The outermost loop that has enough iterations to share, else the one with most."""
+    for k, size in enumerate(sizes):
+        if size >= PARALLEL_UNITS:
+            return k
+    return max(range(len(sizes)), key=lambda k: sizes[k])
+
+
+def _plain(kernel: Kernel) -> tuple[Kernel, tuple[Step, ...]]:
+    """Nothing to tile: share the outermost loop, if there is one."""
+    first = next((f.loop.name for f in loops_of(kernel.body)), None)
+    steps = (Parallel(first),) if first is not None and first.startswith("d") else ()
+    return apply(kernel, steps), steps
+
+
+def choose_tiling(kernel: Kernel, shape: Contraction, target: Target) -> Tiling | None:
+    """The loops of the register tile: columns run along the lanes, rows are those of the other factor.
+
+    None when no factor has a loop of its own to run along the lanes.
+    """
+    left, right = shape.factors
+    depends = {f: shape.loops_of(f) for f in (left, right)}
+    own = {f: [o for o in shape.outer if o.extent > 1 and o.name in depends[f] - depends[g]] for f, g in ((left, right), (right, left))}
+    stores = [s for f in loops_of(kernel.body) for s in f.body if isinstance(s, Store)]
+    best: tuple[int, int, str, str] | None = None
+    for factor in (left, right):
+        for one in own[factor]:
+            load = shape.load(factor)
+            unit = 1 if load is not None and load.index.factor(one.name) == 1 else 0
+            stored = 2 if any(s.index.factor(one.name) == 1 for s in stores) else 0
+            score = (unit + stored, one.extent, one.name, factor)
+            if best is None or score > best:
+                best = score
+    if best is None:
+        return None
+    columns, factor = best[2], best[3]
+    other = right if factor == left else left
+    rows = max(own[other], key=lambda o: (o.extent, o.name), default=None)
+    lanes = target.lanes(lane_bytes(kernel))
+    extents = {o.name: o.extent for o in (*shape.outer, *shape.inner)}
+    height = extents[rows.name] if rows is not None else 1
+    row_tile, vectors = tile_shape(height, extents[columns], target, lanes)
+    depth = 1
+    for one in shape.inner:
+        depth *= one.extent
+    reuse = -(-extents[columns] // (lanes * vectors))
+    pack_rows = rows is not None and _pack_rows(shape, other, rows, reuse, depth, target)
+    load = shape.load(other)
+    along = load is not None and len(shape.inner) > 0 and load.index.factor(shape.inner[-1].name) == 1
+    return Tiling(
+        rows.name if rows is not None else None,
+        columns,
+        row_tile,
+        vectors,
+        lanes,
+        pack_rows=pack_rows,
+        pack_columns=_pack_columns(shape, factor, columns, -(-height // row_tile), depth),
+        run=RUN if pack_rows and along else 1,
+        row_block=_row_block(height, row_tile, depth * _itemsize(shape, other), target),
+    )
+
+
+def _itemsize(shape: Contraction, factor: str) -> int:
+    return shape.dtype(factor).itemsize
+
+
+def _pack_columns(shape: Contraction, factor: str, columns: str, reuse: int, depth: int) -> bool:
+    """Pack what does not lie along the lanes, and what several row tiles read at long distances."""
+    load = shape.load(factor)
+    if load is None or load.index.factor(columns) != 1:
+        return True
+    return reuse >= PACK_REUSE and depth >= FAR_STEPS and _is_far(shape, factor, shape.inner[-1].name)
+
+
+def _pack_rows(shape: Contraction, factor: str, rows: Loop, reuse: int, depth: int, target: Target) -> bool:
+    """Pack rows that are computed, and long rows that many column tiles read."""
+    load = shape.load(factor)
+    if load is None:
+        return True
+    long = depth * rows.extent * _itemsize(shape, factor) > target.l1
+    return reuse >= PACK_REUSE and long and _is_far(shape, factor, rows.name)
+
+
+def _is_far(shape: Contraction, factor: str, loop: str) -> bool:
+    """Whether neighbors in a loop lie on different pages and in the same few sets of the first cache."""
+    load = shape.load(factor)
+    return load is not None and abs(load.index.factor(loop)) * _itemsize(shape, factor) >= FAR_BYTES
+
+
+def tile_shape(rows: int, columns: int, target: Target, lanes: int) -> tuple[int, int]:
+    """Rows and vectors per tile: as many accumulators as registers allow; rows evenly divided if that costs little."""
+    budget = target.registers - 4
+    vectors = 2 if rows > 6 else 4 if rows > 2 else 8
+    vectors = max(1, min(vectors, -(-columns // lanes)))
+    tallest = max(1, budget // vectors)
+    if rows <= tallest:
+        return rows, vectors
+    # A tile that divides the rows needs no second form of the kernel for the rest.
+    for tile in range(tallest, tallest // 2, -1):
+        if rows % tile == 0:
+            return tile, vectors
+    return -(-rows // -(-rows // tallest)), vectors
+
+
+def _factors(shape: Contraction, tiling: Tiling) -> tuple[str, str]:
+    left, right = shape.factors
+    return (right, left) if tiling.columns in shape.loops_of(left) else (left, right)
+
+
+def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
+    rows, columns = tiling.rows, tiling.columns
+    extents = {o.name: o.extent for o in shape.outer}
+    order = [o.name for o in shape.outer]
+    steps: list[Step] = []
+    for name in (rows, columns):
+        if name is not None:
+            steps += [Distribute(name)] * (len(order) - 1 - order.index(name))
+            order = [n for n in order if n != name] + [name]
+    levels = 0
+    if shape.inner:
+        last = shape.inner[-1].name
+        if shape.inner[-1].extent >= 2 * CHAIN:
+            steps += [Split(last, CHAIN), Block(f"{last}.1", "total")]
+            last, levels = f"{last}.1", 1
+        if tiling.run > 1:
+            steps.append(Split(last, tiling.run))
+    steps.append(Split(columns, tiling.column_tile))
+    inner = f"{columns}.1"
+    steps += [Split(inner, tiling.lanes), Vectorize(f"{inner}.1", tiling.lanes), Unroll(f"{inner}.0")]
+    blocks = [n for n in order if n not in (rows, columns)]
+    sizes = [extents[n] for n in blocks]
+    column_blocks = -(-extents[columns] // tiling.column_tile)
+    if rows is None:
+        steps += _inward(f"{inner}.1", f"{inner}.0", levels=levels)
+        blocks.append(f"{columns}.0")
+        sizes.append(column_blocks)
+    else:
+        block = tiling.row_block
+        tile = rows
+        if block is not None:
+            steps.append(Split(rows, block))
+            tile = f"{rows}.1"
+        steps += [Split(tile, tiling.row_tile), Unroll(f"{tile}.1")]
+        steps += [Distribute(f"{tile}.1"), *_inward(f"{inner}.1", f"{inner}.0", f"{tile}.1", levels=levels)]
+        # Columns outside rows: the panel of columns stays in the cache while the rows of a block pass by.
+        steps.append(Distribute(f"{tile}.0"))
+        if block is not None:
+            blocks.append(f"{rows}.0")
+            sizes.append(-(-extents[rows] // block))
+        blocks += [f"{columns}.0", f"{tile}.0"]
+        sizes += [column_blocks, -(-(block or extents[rows]) // tiling.row_tile)]
+    first = parallel_position(sizes)
+    steps += [Distribute(n) for n in reversed(blocks[:first])]
+    steps.append(Parallel(blocks[first]))
+    return tuple(steps)
+
+
+def _inward(*loops: str, levels: int) -> list[Step]:
+    """Each loop past the summation, and past every loop the summation is made of."""
+    return [Distribute(name) for name in loops for _ in range(levels + 2)]
+
+
+def _row_block(rows: int, row_tile: int, row_bytes: int, target: Target) -> int | None:
+    """Rows whose factor fills half of the second cache; None when all rows fit."""
+    fitting = target.l2 // 2 // max(row_bytes, 1)
+    if rows <= fitting:
+        return None
+    # Blocks small enough that the workers' shares come out even.
+    tiles = min(max(1, fitting // row_tile), max(1, rows // row_tile // (2 * PARALLEL_UNITS)))
+    return tiles * row_tile
+
+
+def _pack_steps(pack: Kernel, shape: Contraction, loop: str, tile: int, run: int, lanes: int) -> tuple[Step, ...]:
+    """Tiles outermost; the direction in which the source lies contiguous runs along the lanes."""
+    nest = [f.loop for f in loops_of(pack.body)]
+    inner = [one.name for one in nest if one.name in {o.name for o in shape.inner}]
+    outer = [one for one in nest if one.name not in inner and one.name != loop]
+    steps: list[Step] = [Split(loop, tile)]
+    if run > 1:
+        last = inner[-1]
+        steps += [Split(last, run), *[Distribute(f"{loop}.1")] * len(inner)]
+        steps += [Split(f"{last}.1", min(lanes, run)), Vectorize(f"{last}.1.1", min(lanes, run))]
+        steps.append(Unroll(f"{last}.1.0"))
+    else:
+        steps += [Distribute(f"{loop}.1")] * len(inner)
+        steps += [Split(f"{loop}.1", lanes), Vectorize(f"{loop}.1.1", lanes), Unroll(f"{loop}.1.0")]
+    blocks = [*(one.name for one in outer), f"{loop}.0"]
+    extent = next(one.extent for one in nest if one.name == loop)
+    first = parallel_position([*(one.extent for one in outer), -(-extent // tile)])
+    steps += [Distribute(n) for n in reversed(blocks[:first])]
+    steps.append(Parallel(blocks[first]))
+    return tuple(steps)

@@ -1,0 +1,267 @@
+"""Packing: a factor of a contraction laid out beforehand in the order in which its kernel reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from codegen.affine import ZERO, Affine, variable
+from codegen.loop import (
+    Accumulate,
+    Body,
+    Buffer,
+    For,
+    Kernel,
+    Load,
+    Loop,
+    Space,
+    Stmt,
+    Store,
+    defined,
+    map_indices,
+    used,
+)
+from codegen.steps import Split, Unroll, Vectorize, apply, tile_quotient, tile_remainder
+from symgrad.types import DType
+
+
+@dataclass(frozen=True, slots=True)
+class Contraction:
+    """What a naive contraction kernel looks like: its outer and inner loops and the factors it multiplies."""
+
+    outer: tuple[Loop, ...]
+    inner: tuple[Loop, ...]
+    factors: tuple[str, str]
+    defs: dict[str, Stmt]
+
+    def loops_of(self, factor: str) -> set[str]:
+        """The loops a factor depends on."""
+        names = {loop.name for loop in (*self.outer, *self.inner)}
+        return {n for stmt in self.chain(factor) for n in used(stmt) if n in names}
+
+    def chain(self, value: str) -> tuple[Stmt, ...]:
+        """The statements that compute a value, in order."""
+        needed: set[str] = set()
+        stack = [value]
+        while stack:
+            name = stack.pop()
+            if name in self.defs and name not in needed:
+                needed.add(name)
+                stack.extend(used(self.defs[name]))
+        return tuple(stmt for name, stmt in self.defs.items() if name in needed)
+
+    def load(self, factor: str) -> Load | None:
+        """The load that is the whole factor, if it is no more than that."""
+        chain = self.chain(factor)
+        return chain[0] if len(chain) == 1 and isinstance(chain[0], Load) and not chain[0].guard else None
+
+    def dtype(self, factor: str) -> DType:
+        stmt = self.defs[factor]
+        dtype = getattr(stmt, "dtype", None)
+        assert isinstance(dtype, DType)
+        return dtype
+
+
+def contraction_of(kernel: Kernel) -> Contraction:
+    """Read the loops and factors of a naive contraction kernel."""
+    defs: dict[str, Stmt] = {}
+    outer: list[Loop] = []
+    body = kernel.body
+    while len(body) == 1 and isinstance(body[0], For):
+        outer.append(body[0].loop)
+        body = body[0].body
+    inner: list[Loop] = []
+    while True:
+        nested = next((s for s in body if isinstance(s, For)), None)
+        defs |= {name: s for s in _before(body, nested) if (name := defined(s)) is not None}
+        if nested is None:
+            break
+        inner.append(nested.loop)
+        body = nested.body
+    accumulate = next(s for s in body if isinstance(s, Accumulate))
+    return Contraction(tuple(outer), tuple(inner), (accumulate.args[0], accumulate.args[1]), defs)
+
+
+def _before(body: Body, stop: Stmt | None) -> Iterator[Stmt]:
+    for stmt in body:
+        if stmt is stop:
+            return
+        yield stmt
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A naive kernel that packs a factor for all who read it, and the kernel that reads the packed one."""
+
+    pack: Kernel
+    rest: Kernel
+
+
+def stage(kernel: Kernel, shape: Contraction, factor: str, loop: str, tile: int, run: int, name: str) -> Staged:
+    """Compute a factor once for all and keep it in buffer `name`, in tiles of `tile` iterations of `loop`.
+
+    The layout is batch loops, tiles, inner loops with the last one in runs of `run`, place in the tile, place in the
+    run: what a register tile reads lies side by side, and where the source runs along the last inner loop packing
+    copies whole runs.
+    """
+    mine = shape.loops_of(factor)
+    tiled = next(one for one in shape.outer if one.name == loop)
+    batch = [one for one in shape.outer if one.name in mine and one.name != loop]
+    inner = [one for one in shape.inner if one.name in mine]
+    tiles = -(-tiled.extent // tile)
+    index = _linear([(_at(one), one.extent) for one in batch]) * tiles + tile_quotient(loop, tile)
+    size = tiles * tile
+    for one in batch:
+        size *= one.extent
+    for one in inner[:-1]:
+        index = index * one.extent + _at(one)
+        size *= one.extent
+    if inner:
+        last = inner[-1]
+        runs = -(-last.extent // run)
+        index = index * runs + (tile_quotient(last.name, run) if run > 1 else _at(last))
+        size *= runs * run
+    index = index * tile + tile_remainder(loop, tile)
+    if run > 1:
+        index = index * run + tile_remainder(inner[-1].name, run)
+    dtype = shape.dtype(factor)
+    chain = shape.chain(factor)
+    body: Body = (*chain, Store(name, index, factor))
+    for one in reversed((*batch, tiled, *inner)):
+        body = (For(one, body),)
+    read = _buffers(chain)
+    packed = Buffer(name, dtype, size, Space.GLOBAL)
+    pack = Kernel((*(b for b in kernel.params if b.name in read), replace(packed, written=True)), (), body)
+    rest = _replace_factor(kernel, factor, Load(factor, name, index, dtype))
+    names = _buffers_in(rest.body)
+    params = (*(b for b in kernel.params if b.name in names or b.name not in read), packed)
+    return Staged(pack, replace(rest, params=params))
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A factor that each worker packs for one block of columns at a time, in its own scratch memory."""
+
+    columns: str
+    tile: int
+    lanes: int
+    body: Body
+    inner: tuple[Loop, ...]
+    extent: int
+
+
+def stage_panel(
+    kernel: Kernel, shape: Contraction, factor: str, columns: str, tile: int, lanes: int, name: str
+) -> tuple[Kernel, Panel]:
+    """Read a factor from a panel in scratch memory: inner loops, place in the tile. `fill_panel` writes it."""
+    mine = shape.loops_of(factor)
+    inner = tuple(one for one in shape.inner if one.name in mine)
+    dtype, chain = shape.dtype(factor), shape.chain(factor)
+    depth = _linear([(_at(one), one.extent) for one in inner])
+    size = tile
+    for one in inner:
+        size *= one.extent
+    rest = _replace_factor(kernel, factor, Load(factor, name, depth * tile + tile_remainder(columns, tile), dtype))
+    names = _buffers_in(rest.body)
+    read = _buffers(chain)
+    params = tuple(b for b in kernel.params if b.name in names or b.name in read)
+    rest = replace(rest, params=params, locals=(*rest.locals, Buffer(name, dtype, size, Space.SCRATCH)))
+    body: Body = (*chain, Store(name, depth * tile + tile_remainder(columns, tile), factor))
+    extent = next(one.extent for one in shape.outer if one.name == columns)
+    return rest, Panel(columns, tile, lanes, body, inner, extent)
+
+
+def fill_panel(kernel: Kernel, panel: Panel) -> Kernel:
+    """The scheduled kernel with its panel packed at the beginning of every block of columns."""
+    return replace(kernel, body=_fill(kernel.body, panel))
+
+
+def _fill(body: Body, panel: Panel) -> Body:
+    out: list[Stmt] = []
+    for stmt in body:
+        if not isinstance(stmt, For):
+            out.append(stmt)
+        elif stmt.loop.name == f"{panel.columns}.0":
+            width = min(panel.tile, panel.extent - stmt.loop.start * panel.tile)
+            out.append(For(stmt.loop, (*_panel_nest(panel, width), *stmt.body)))
+        else:
+            out.append(For(stmt.loop, _fill(stmt.body, panel)))
+    return tuple(out)
+
+
+def _panel_nest(panel: Panel, width: int) -> Body:
+    inner = f"{panel.columns}.1"
+    at = variable(f"{panel.columns}.0") * panel.tile + variable(inner)
+    values = {panel.columns: at, f"{panel.columns}%{panel.tile}": variable(inner)}
+    body = map_indices(panel.body, lambda index: index.substitute(values))
+    nest: Body = (For(Loop(inner, width), body),)
+    for one in reversed(panel.inner):
+        nest = (For(one, nest),)
+    steps = (Split(inner, panel.lanes), Vectorize(f"{inner}.1", panel.lanes), Unroll(f"{inner}.0"))
+    return apply(Kernel((), (), nest), steps).body
+
+
+def _at(loop: Loop) -> Affine:
+    return Affine(0, ((loop.name, 1),)) if loop.extent > 1 else Affine(loop.start)
+
+
+def _linear(parts: Sequence[tuple[Affine, int]]) -> Affine:
+    total = ZERO
+    for one, extent in parts:
+        total = total * extent + one
+    return total
+
+
+def _buffers(stmts: Sequence[Stmt]) -> set[str]:
+    return {s.buffer for s in stmts if isinstance(s, Load | Store)}
+
+
+def _buffers_in(body: Body) -> set[str]:
+    found = _buffers(body)
+    for stmt in body:
+        if isinstance(stmt, For):
+            found |= _buffers_in(stmt.body)
+    return found
+
+
+def _replace_factor(kernel: Kernel, factor: str, load: Load) -> Kernel:
+    body = _swap(kernel.body, factor, load)
+    return replace(kernel, body=_without_dead(body))
+
+
+def _swap(body: Body, factor: str, load: Load) -> Body:
+    out: list[Stmt] = []
+    for stmt in body:
+        if isinstance(stmt, For):
+            out.append(For(stmt.loop, _swap(stmt.body, factor, load)))
+        else:
+            out.append(load if defined(stmt) == factor else stmt)
+    return tuple(out)
+
+
+def _without_dead(body: Body) -> Body:
+    """The body without definitions nobody uses."""
+    while True:
+        wanted = set(_uses(body))
+        smaller = _keep(body, wanted)
+        if smaller == body:
+            return body
+        body = smaller
+
+
+def _uses(body: Body) -> Iterator[str]:
+    for stmt in body:
+        if isinstance(stmt, For):
+            yield from _uses(stmt.body)
+        else:
+            yield from used(stmt)
+
+
+def _keep(body: Body, wanted: set[str]) -> Body:
+    out: list[Stmt] = []
+    for stmt in body:
+        if isinstance(stmt, For):
+            out.append(For(stmt.loop, _keep(stmt.body, wanted)))
+        elif (name := defined(stmt)) is None or name in wanted:
+            out.append(stmt)
+    return tuple(out)

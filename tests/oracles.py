@@ -1,0 +1,110 @@
+"""Comparisons: with true values in 50-digit arithmetic, with bits, and with bounds on rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from precise import FUNCTIONS, lift, mp, precise
+
+from symgrad.graph import Node, ancestors
+
+DIGITS = 50
+# Central differences at this distance lose a third of the digits to rounding and a third to the third derivative.
+STEP = "1e-15"
+
+
+def exact_constants(nodes: Sequence[Node]) -> dict[Node, Any]:
+    """The irrational numbers that stand in a graph rounded to float64, unrounded: derivative rules bring them in."""
+    known = {float(v): v for v in (2 / mp.sqrt(mp.pi), mp.sqrt(2 / mp.pi), mp.sqrt(0.5), 1 / mp.sqrt(2 * mp.pi))}
+    found: dict[Node, Any] = {}
+    for node in ancestors(nodes):
+        if node.op.name == "const" and node.ndim == 0 and node.dtype.is_float:
+            value = known.get(float(node.attrs[0].array))
+            if value is not None:
+                found[node] = np.asarray(value, object)
+    return found
+
+
+def precise_all(nodes: Sequence[Node], feeds: Mapping[Node, Any]) -> list[np.ndarray]:
+    """The values of nodes in 50-digit arithmetic, as arrays of mpmath numbers."""
+    with mp.workdps(DIGITS):
+        fed = {**exact_constants(nodes), **{n: lift(a) for n, a in feeds.items()}}
+        return [precise(n, fed) for n in nodes]
+
+
+def directional(y: Node, wrt: Sequence[Node], feeds: Mapping[Node, Any], along: Sequence[np.ndarray]) -> Any:
+    """The 50-digit central difference of a scalar when every node of `wrt` moves along its direction."""
+    with mp.workdps(DIGITS):
+        h = mp.mpf(STEP)
+        ends = []
+        for step in (h, -h):
+            moved = {n: lift(feeds[n]) + step * lift(v) for n, v in zip(wrt, along, strict=True)}
+            ends.append(precise_all([y], {**feeds, **moved})[0][()])
+        return (ends[0] - ends[1]) / (2 * h)
+
+
+def dot(gradients: Sequence[np.ndarray], along: Sequence[np.ndarray]) -> tuple[Any, Any]:
+    """The sum of products in 50-digit arithmetic, and the sum of their magnitudes."""
+    with mp.workdps(DIGITS):
+        products = [a * b for g, v in zip(gradients, along, strict=True) for a, b in zip(g.flat, lift(v).flat, strict=True)]
+        return mp.fsum(products), mp.fsum(abs(p) for p in products)
+
+
+def true_values(op: str, arrays: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
+    """A pointwise function in 50-digit arithmetic, rounded once; NaN where an operand is not finite."""
+    out = np.full(arrays[0].shape, np.nan, dtype)
+    flat = out.reshape(-1)
+    with mp.workdps(DIGITS), np.errstate(all="ignore"):
+        for k, operands in enumerate(zip(*(a.reshape(-1).tolist() for a in arrays), strict=True)):
+            if all(np.isfinite(operands)):
+                flat[k] = _rounded(_TRUE[op](*map(mp.mpf, operands)), dtype)
+    return out
+
+
+# log(1 + x) would lose every digit of a small x.
+_TRUE = {**FUNCTIONS, "log1p": lambda a: mp.log1p(a) if a > -1 else mp.nan}
+
+
+def _rounded(value: Any, dtype: Any) -> Any:
+    if not isinstance(value, mp.mpf) or not mp.isfinite(value):
+        return np.nan
+    # Rounding to float64 first and then to float32 would round twice; 50 digits to 24 bits by hand avoids it.
+    if dtype == np.float64:
+        return float(value)
+    with mp.workprec(24):
+        return np.float64(float(+value))
+
+
+def steps_apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How many floating numbers lie between, counted across zero; infinity is next to the largest number."""
+    kind = {4: np.int32, 8: np.int64}[a.itemsize]
+    low = np.iinfo(kind).min
+
+    def line(x: np.ndarray) -> np.ndarray:
+        bits = np.ascontiguousarray(x).view(kind).astype(object)
+        return np.where(np.signbit(x), low - bits, bits)
+
+    return np.abs(line(a) - line(b)).astype(np.float64)
+
+
+def differs(got: np.ndarray, expected: np.ndarray, *, zeros: bool = True) -> str | None:
+    """What is wrong with an array that should equal another bit by bit, any NaN for any NaN; None if nothing is."""
+    if got.dtype != expected.dtype or got.shape != expected.shape:
+        return f"got {got.dtype}{list(got.shape)}, expected {expected.dtype}{list(expected.shape)}"
+    if got.dtype.kind != "f":
+        return first_of(got != expected, got, expected)
+    wrong = ~((got == expected) | (np.isnan(got) & np.isnan(expected)))
+    if zeros:
+        wrong |= (got == 0) & (expected == 0) & (np.signbit(got) != np.signbit(expected))
+    return first_of(wrong, got, expected)
+
+
+def first_of(wrong: np.ndarray, got: np.ndarray, expected: np.ndarray) -> str | None:
+    """The first element that is wrong, in words; None if none is."""
+    places = np.argwhere(wrong)
+    if not len(places):
+        return None
+    at = tuple(int(k) for k in places[0])
+    return f"{len(places)} of {got.size} wrong, first at {at}: got {got[at]!r}, expected {expected[at]!r}"
