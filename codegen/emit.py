@@ -432,12 +432,12 @@ class _Emitter:
         for one in guard:
             number = self._number(one, int64)
             truth = self.b.op("greater_equal", number.value, self.b.const(int64, 0))
-            result = truth if result is None else self.b.op("logical_and", result, truth)
+            self._flush(self._place(number.depth, truth.lanes))
             depth = max(depth, number.depth)
+            result = truth if result is None else self.b.op("logical_and", result, truth)
+            self._flush(self._place(depth, result.lanes))
         assert result is not None
-        level = self._place(depth, result.lanes)
-        self._flush(level)
-        return Named(result, level)
+        return Named(result, self._place(depth, result.lanes))
 
     def _pointer(self, buffer: str, const: int, uniform: list[tuple[str, int, int]], itemsize: int) -> Named:
         """The address of an element: outer terms first, so that each loop adds to an address from outside."""
