@@ -311,7 +311,8 @@ class _Emitter:
 
     def _check_index(self, stmt: Let, arg: Named) -> None:
         """Wrap negative indices; note an index out of range in the status word and read element 0 instead."""
-        b, x = self.b, arg.value
+        b = self.b
+        x = b.op("astype", arg.value, dtype=stmt.dtype) if arg.value.dtype is not stmt.dtype else arg.value
         extent = b.const(x.dtype, dict(stmt.attrs)["extent"])
         zero = b.const(x.dtype, 0)
         if x.dtype.kind == "i":
@@ -586,10 +587,9 @@ class _Emitter:
     def _store(self, stmt: Store) -> None:
         buffer = self.buffers[stmt.buffer]
         b = self.b
-        value = b.to_memory(self.named[stmt.value].value)
         const, uniform, stride, vectors = self._parts(stmt.index)
-        self._flush(len(self.levels) - 1)
         pointer = self._pointer(stmt.buffer, const, uniform, buffer.dtype.itemsize).value.text
+        value = b.to_memory(self.named[stmt.value].value)
         one = memory_type(buffer.dtype, 1)
         if self.vector is None or not (stride or vectors):
             if value.lanes != 1:

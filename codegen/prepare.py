@@ -49,8 +49,8 @@ def _with_inputs(program: Program) -> list[Node]:
 
 
 def _needs(node: Node) -> bool:
-    if node.op.kind is Kind.REDUCE and node.op.name in _SPLITS:
-        return _is_long(node)
+    if node.op.kind is Kind.REDUCE:
+        return node.op.name == "sum_to" or (node.op.name in _SPLITS and _is_long(node))
     return node.op.kind is Kind.CONTRACT and _is_row_product(node)
 
 
@@ -67,7 +67,20 @@ def _make(graph: Graph, node: Node, inputs: tuple[Node, ...]) -> Node:
         return _two_stages(graph, node, inputs[0])
     if node.op.kind is Kind.CONTRACT and _is_row_product(node):
         return _product_and_sum(graph, node, inputs)
+    if node.op.name == "sum_to":
+        return _sum_to(graph, node, inputs[0])
     return graph.add(node.op, inputs, node.attrs)
+
+
+def _sum_to(graph: Graph, node: Node, source: Node) -> Node:
+    """The inverse of a broadcast as the sum it is."""
+    shape, target = static_shape(source.shape), static_shape(node.shape)
+    lead = len(shape) - len(target)
+    axes = (*range(lead), *(lead + k for k, d in enumerate(target) if d == 1 and shape[lead + k] != 1))
+    if axes:
+        total = graph.add(OPS["sum"], (source,), (axes,))
+        source = _two_stages(graph, total, source) if _is_long(total) else total
+    return graph.add(OPS["reshape"], (source,), (target,)) if source.shape != target else source
 
 
 def _two_stages(graph: Graph, node: Node, source: Node) -> Node:

@@ -71,6 +71,16 @@ def is_unshifted(node: Node) -> bool:
     return shift.op.name != "max"
 
 
+def is_unfolded(node: Node) -> bool:
+    """Whether a node is not written as -|x| already, as the right side of the rule and `nn.softplus` write it."""
+    if node.op.name == "negative":
+        return node.inputs[0].op.name != "abs"
+    if node.op.name != "where":
+        return True
+    test, taken, other = node.inputs
+    return not (test.op.name == "greater" and taken.op.name == "negative" and taken.inputs[0] is other)
+
+
 def is_not_empty(node: Node, axes: tuple[int, ...]) -> bool:
     return all(node.type.shape[axis] != 0 for axis in axes)
 
@@ -166,7 +176,7 @@ STABILIZING: tuple[AnyRule, ...] = (
         improves=True,
     ),
     Rule("log_one_plus_exp", log(add(exp(x), 1)), softplus, exact=False, improves=True),
-    Rule("log1p_exp", log1p(exp(x)), softplus, exact=False, improves=True),
+    Rule("log1p_exp", log1p(exp(x)), softplus, when=(when(is_unfolded, x),), exact=False, improves=True),
     Rule("log_sigmoid", log(sigmoid(x)), log_sigmoid, exact=False, improves=True),
     Rule("log_one_minus_sigmoid", log(subtract(1, sigmoid(x))), minus_softplus, exact=False, improves=True),
     Rule("log1p_minus_sigmoid", log1p(negative(sigmoid(x))), minus_softplus, exact=False, improves=True),

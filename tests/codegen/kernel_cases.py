@@ -29,7 +29,18 @@ NARROW = Target("narrow", "x86_64-unknown-linux-gnu", "x86-64", "", 16, 16, fma=
 Case = Callable[[sg.Graph], Any]
 CASES: dict[str, Case] = {}
 # Cases whose results are exact: no rounding that depends on the order, no approximated function.
-EXACT = {"broadcast", "transpose", "concat_pad", "take", "flip_slice", "integers", "compare", "random", "casts", "reshape"}
+EXACT = {
+    "broadcast",
+    "transpose",
+    "concat_pad",
+    "take",
+    "flip_slice",
+    "integers",
+    "compare",
+    "random",
+    "casts",
+    "reshape",
+}
 
 
 def case(make: Case) -> Case:
