@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +33,14 @@ class Executable(Protocol):
     def run(self, inputs: Sequence[int], outputs: Sequence[int]) -> int: ...
 
     def report(self) -> str: ...
+
+
+# Code is generated for one function at a time. A fork waits for it, so that the child finds the lock free.
+_building = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_building.acquire, after_in_parent=_building.release, after_in_child=_building.release
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +110,49 @@ _address: Callable[[Array], int] = (
 )
 
 
+# Outputs of at least this many bytes are worth recycling: the page faults of fresh memory would cost more than many a
+# kernel that fills it.
+RECYCLED_BYTES = 1 << 18
+# Memory kept per output, in arrays.
+KEPT = 2
+# References to an array that only its recycler holds: the list, the loop variable and the argument of getrefcount.
+_UNUSED = 3
+
+
+class Allocator:
+    """Fresh arrays of one type. Memory of large ones is used again once nobody refers to it any more.
+
+    Every view of an array NumPy makes refers to the array that owns the memory, so an owner that nobody else refers
+    to cannot be seen by anyone.
+    """
+
+    __slots__ = ("_kept", "dtype", "shape")
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        large = math.prod(shape) * dtype.itemsize >= RECYCLED_BYTES
+        self._kept: list[Array] | None = [] if large and sys.implementation.name == "cpython" else None
+
+    def take(self) -> Array:
+        """An array with unspecified content that aliases nothing in use."""
+        if self._kept is None:
+            return np.empty(self.shape, self.dtype)
+        for owner in self._kept:
+            if sys.getrefcount(owner) == _UNUSED:
+                return owner[...]
+        owner = np.empty(self.shape, self.dtype)
+        if len(self._kept) < KEPT:
+            self._kept.append(owner)
+        return owner[...]
+
+
 @dataclass(frozen=True, slots=True)
 class Binding:
     """A program compiled for the sizes of one call."""
 
     executable: Executable
-    allocate: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]
+    allocators: tuple[Allocator, ...]
 
 
 class Function:
@@ -130,7 +177,6 @@ class Function:
         self._dtypes = [n.dtype.np for n in program.inputs]
         self._single = structure.kind is Node
         self._bindings: dict[Shapes, Binding] = {}
-        self._lock = threading.RLock()
         self._state_lock = program.graph.lock if program.states else None
 
     def __repr__(self) -> str:
@@ -150,7 +196,7 @@ class Function:
         shapes = tuple([a.shape for a in arrays])
         binding = self._bindings.get(shapes) or self._bind(arrays, shapes)
         if out is None:
-            outputs: list[Array] = [np.empty(shape, dtype) for shape, dtype in binding.allocate]
+            outputs = [allocator.take() for allocator in binding.allocators]
         else:
             outputs = self._given(out, binding, arrays)
         targets = [_address(o) for o in outputs]
@@ -184,13 +230,13 @@ class Function:
         return self
 
     def _bind(self, arrays: Sequence[Array], shapes: Shapes) -> Binding:
-        with self._lock:
+        with _building:
             if (found := self._bindings.get(shapes)) is not None:
                 return found
             sizes = bind_sizes(self._inputs, arrays)
             executable = self._make(self.program, sizes)
-            allocate = tuple((static_shape(n.shape), n.dtype.np) for n in executable.program.outputs)
-            binding = self._bindings[shapes] = Binding(executable, allocate)
+            allocators = tuple(Allocator(static_shape(n.shape), n.dtype.np) for n in executable.program.outputs)
+            binding = self._bindings[shapes] = Binding(executable, allocators)
             return binding
 
     def _by_name(self, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
@@ -227,9 +273,10 @@ class Function:
 
     def _given(self, out: Any, binding: Binding, arrays: Sequence[Array]) -> list[Array]:
         outputs = self.structure.unpack(out, self.name)
-        if len(outputs) != len(binding.allocate):
-            raise GraphError(f"{self.name}: out must hold {len(binding.allocate)} arrays, got {len(outputs)}")
-        for k, (array, (shape, dtype)) in enumerate(zip(outputs, binding.allocate, strict=True)):
+        if len(outputs) != len(binding.allocators):
+            raise GraphError(f"{self.name}: out must hold {len(binding.allocators)} arrays, got {len(outputs)}")
+        for k, (array, allocator) in enumerate(zip(outputs, binding.allocators, strict=True)):
+            shape, dtype = allocator.shape, allocator.dtype
             if not isinstance(array, np.ndarray):
                 raise GraphError(f"{self.name}: out[{k}] must be an array, got {type(array).__name__}")
             if array.shape != shape:

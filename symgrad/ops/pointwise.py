@@ -158,12 +158,13 @@ def _choose(condition: Node, taken: Node | None, other: Node | None) -> Node:
 
 
 def _maximum_vjp(n: Node, g: Node) -> Cotangents:
-    first = apply("greater", *n.inputs)
+    # The output, not the first input, against the second: the same truth, and only the output is kept for it.
+    first = apply("greater", n, n.inputs[1])
     return (_choose(first, g, None), _choose(first, None, g))
 
 
 def _minimum_vjp(n: Node, g: Node) -> Cotangents:
-    first = apply("less", *n.inputs)
+    first = apply("less", n, n.inputs[1])
     return (_choose(first, g, None), _choose(first, None, g))
 
 
