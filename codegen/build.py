@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -41,10 +40,12 @@ class Compiled:
 
 @dataclass(slots=True)
 class KernelStore:
-    """Compiled kernels by target and loop text, so that equal kernels are compiled once per process."""
+    """Compiled kernels by target and loop text, so that equal kernels are compiled once per process.
+
+    One build at a time may use a store.
+    """
 
     compiled: dict[tuple[str, str], Compiled] = field(default_factory=dict[tuple[str, str], "Compiled"])
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 def build(
@@ -262,20 +263,15 @@ def _compile(kernels: Sequence[Kernel], store: KernelStore, target: Target, tell
     """Code for every kernel: what the store lacks is compiled in one module."""
     texts = [kernel_text(k) for k in kernels]
     missing: dict[str, Kernel] = {}
-    with store.lock:
-        for text, kernel in zip(texts, kernels, strict=True):
-            if (target.name, text) not in store.compiled:
-                missing.setdefault(text, kernel)
+    for text, kernel in zip(texts, kernels, strict=True):
+        if (target.name, text) not in store.compiled:
+            missing.setdefault(text, kernel)
     if missing:
         names = {text: "k" + hashlib.sha256(text.encode()).hexdigest()[:16] for text in missing}
         emitted: dict[str, Emitted] = {text: emit(kernel, names[text], target) for text, kernel in missing.items()}
         module = module_text(emitted.values(), target)
         tell("llvm", module)
         library = jit.link([jit.compile_object(module, target)], names.values())
-        with store.lock:
-            for text, name in names.items():
-                store.compiled[target.name, text] = Compiled(
-                    library.address(name), emitted[text].scratch_bytes, library
-                )
-    with store.lock:
-        return [store.compiled[target.name, text] for text in texts]
+        for text, name in names.items():
+            store.compiled[target.name, text] = Compiled(library.address(name), emitted[text].scratch_bytes, library)
+    return [store.compiled[target.name, text] for text in texts]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +59,26 @@ class Literal:
         return f"{self.array.dtype}{list(self.array.shape)}"
 
     __repr__ = __str__
+
+
+# Locks of graphs alive. A fork waits for calls in flight, so that the child finds states whole and locks free.
+_locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
+_held_for_fork: list[threading.RLock] = []
+
+
+def _before_fork() -> None:
+    for lock in list(_locks):
+        lock.acquire()
+        _held_for_fork.append(lock)
+
+
+def _after_fork() -> None:
+    while _held_for_fork:
+        _held_for_fork.pop().release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 class Storage:
@@ -262,6 +284,7 @@ class Graph:
         self.nodes: list[Node] = []
         self.storage: dict[str, Storage] = {}
         self.lock = threading.RLock()
+        _locks.add(self.lock)
         self.seed = seed
         self.origin: Origin | None = None
         self.opaque = sys.maxsize

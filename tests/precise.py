@@ -124,6 +124,9 @@ def _value(node: Node, sources: list[Any]) -> Any:
             return np.pad(sources[0], pairs, constant_values=mp.mpf(attrs["value"].array.item()))
         case "stop_gradient":
             return sources[0]
+        case "call":
+            program = attrs["program"]
+            return precise(program.outputs[0], dict(zip(program.inputs, sources, strict=True)))
         case "phase":
             return sources[1]
         case "sum_to":

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from op_cases import CASES, FLAT, SMOOTH, Case, Exactness, values_of
-from oracles import differs, directional, dot, first_of, precise_all, steps_apart, true_values
+from oracles import differs, directional, dot, first_of, precise_all, run_poisoned, steps_apart, true_values
 
 import symgrad as sg
 from codegen import jit
@@ -116,7 +116,7 @@ def function(program: Program, *, workers: int = 1, **options: Any) -> Function:
 def compiled(name: str) -> tuple[Function, tuple[Array, ...]]:
     one = bench(name)
     made = function(one.program)
-    return made, made(*one.arrays)
+    return made, run_poisoned(made, one.arrays)
 
 
 def verdict(case: Case, operands: Sequence[Array], got: Array, expected: Array) -> str | None:
@@ -239,7 +239,7 @@ def test_variants_agree(name: str, variant: str):
     # Narrow targets compile everything anew: the data types in wide use tell enough.
     chosen = [k for k, c in enumerate(one.cases) if width is None or _is_common(c)]
     program = Program(one.program.graph, one.program.inputs, tuple(one.program.outputs[k] for k in chosen), name=name)
-    again = function(program, **options)(*one.arrays)
+    again = run_poisoned(function(program, **options), one.arrays)
     # Without fused multiply-add, polynomials and products round otherwise.
     unlike = width == 16 and not jit.host_target(16).fma and not _is_machine_without_fused()
     found: list[str] = []
@@ -312,7 +312,8 @@ def check_derivatives(derived: Sequence[Derived], *, agreement: float = 1e-20) -
     inputs = [n for one in derived for n in one.inputs]
     outputs = [g for one in derived for some in one.gradients for g in some]
     arrays = [one.feeds[n] for one in derived for n in one.inputs]
-    results = iter(function(Program(graph, tuple(inputs), tuple(outputs), name="derivatives"))(*arrays))
+    made = function(Program(graph, tuple(inputs), tuple(outputs), name="derivatives"))
+    results = iter(run_poisoned(made, arrays))
     for one in derived:
         for order, gradients in enumerate(one.gradients, 1):
             meant = sg.evaluate(gradients, one.feeds)
