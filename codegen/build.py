@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from codegen import jit
+from codegen.access import NotAffineError, is_leaf
 from codegen.affine import variable
 from codegen.emit import Emitted, emit, module_text
 from codegen.executable import Executable, Launchable, value_name
-from codegen.group import Anchor, Group, group, is_leaf
+from codegen.group import Anchor, Group, group
 from codegen.loop import Buffer, For, Kernel, Load, Loop, Space, Store, loops_of
 from codegen.loop_print import kernel_text
-from codegen.lower import NotAffine, lower
+from codegen.lower import lower
 from codegen.plan import MemoryPlan, Place, Work, check, order, plan
 from codegen.prepare import prepare
 from codegen.schedule_cpu import schedule
@@ -62,7 +63,7 @@ def build(
     `report(stage, text)` receives what each stage did. CompileError for what cannot be compiled.
     """
     target = target or jit.host_target()
-    tell = report or (lambda stage, text: None)
+    tell = report or _silent
     clock = _Clock(tell)
     program = prepare(program)
     works = _works(program, target, tell)
@@ -78,6 +79,10 @@ def build(
         for work, c, barrier in zip(works, compiled, memory.barriers, strict=True)
     )
     return Executable(program, launches, memory, tuple(c.library for c in compiled), workers)
+
+
+def _silent(stage: str, text: str) -> None:
+    """Report nothing."""
 
 
 class _Clock:
@@ -104,7 +109,7 @@ def _groups(program: Program) -> tuple[tuple[Group, ...], list[tuple[Kernel, tup
             for one in groups:
                 lowered = lower(one, stored)
                 kernels.append((lowered.kernel, lowered.params))
-        except NotAffine as reason:
+        except NotAffineError as reason:
             if reason.node in realized:
                 raise CompileError(f"no affine index for {reason.node!r}") from None
             realized.append(reason.node)

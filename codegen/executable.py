@@ -111,7 +111,7 @@ class Executable:
         self._lock = threading.Lock()
 
     def run(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
-        """Run on the arrays at these addresses (C-contiguous, of the program's types). Returns the status, 0 if well."""
+        """Run on arrays at these addresses (C-contiguous, of the program's types). Returns the status, 0 if well."""
         try:
             context = self._free.pop()
         except IndexError:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from codegen.access import is_leaf, reads_same_point
+from codegen.costs import COSTS
 from symgrad.graph import Node
 from symgrad.opdef import Kind
 from symgrad.program import Program
@@ -35,20 +37,9 @@ class Group:
 
 Loops: TypeAlias = tuple[Anchor, tuple[int, ...], tuple[int, ...]]
 
-LEAVES = frozenset(("input", "param", "state"))
-# Cost of evaluating a pointwise operator again, in additions; one load and store of an element count about 4.
-COSTS: Mapping[str, int] = {
-    "exp": 20, "log": 24, "log1p": 30, "expm1": 30, "sin": 40, "cos": 40, "tan": 60, "tanh": 30, "sigmoid": 30,
-    "erf": 40, "power": 60, "divide": 6, "reciprocal": 6, "sqrt": 8, "rsqrt": 12, "philox": 120,
-}  # fmt: skip
 RECOMPUTE_LIMIT = 12
 INLINE_LIMIT = 400
 STREAM_BYTES = 8
-
-
-def is_leaf(node: Node) -> bool:
-    """Whether the value stands in memory before any kernel runs."""
-    return node.op.name in LEAVES or (node.op.name == "const" and node.ndim > 0)
 
 
 def point_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -104,7 +95,7 @@ class _Partition:
         return stored
 
     def _spreads(self, node: Node, total: int) -> bool:
-        """Whether a reader would evaluate a dear node several times per element, because it broadcasts or indexes it."""
+        """Whether a reader would evaluate a dear node several times per element: it broadcasts or indexes it."""
         if total <= RECOMPUTE_LIMIT or node.op.kind is not Kind.POINTWISE:
             return False
         return any(r.op.name in ("broadcast", "take") for r in self.readers[node.id])
@@ -196,8 +187,6 @@ class _Partition:
         axes: tuple[int, ...],
     ) -> bool:
         """Whether every value a node takes from inside a cluster is the one of the same iteration."""
-        from codegen.lower import reads_same_point
-
         return reads_same_point(node, inside, self.stored, domain, axes)
 
     def _reaches_around(self, start: int, goal: int) -> bool:
@@ -261,7 +250,8 @@ def _loops(node: Node) -> Loops:
         return Anchor.CONTRACT, shape, ()
     if node.op.kind is not Kind.REDUCE:
         return Anchor.MAP, shape, ()
-    axes = node.attrs[0] if isinstance(node.attrs[0], tuple) else (node.attrs[0],)
+    reduced: tuple[int, ...] | int = node.attrs[0]
+    axes = (reduced,) if isinstance(reduced, int) else reduced
     return Anchor.ROWS, static_shape(node.inputs[0].shape), axes
 
 

@@ -24,14 +24,9 @@ from codegen.loop import (
 
 def kernel_text(kernel: Kernel) -> str:
     """The kernel, one statement per line. Two kernels with equal text do the same."""
-    params = ", ".join(
-        f"{b.name}: {'out ' if b.written else ''}{b.dtype.name}[{b.size}]"
-        for b in kernel.params
-    )
+    params = ", ".join(f"{b.name}: {'out ' if b.written else ''}{b.dtype.name}[{b.size}]" for b in kernel.params)
     lines = [f"kernel({params})"]
-    lines += [
-        f"  {b.space.value} {b.name}: {b.dtype.name}[{b.size}]" for b in kernel.locals
-    ]
+    lines += [f"  {b.space.value} {b.name}: {b.dtype.name}[{b.size}]" for b in kernel.locals]
     lines += _body_lines(kernel.body, "  ")
     return "\n".join(lines)
 

@@ -118,7 +118,7 @@ def _meet(a: tuple[int, int], b: tuple[int, int]) -> bool:
 
 
 def _barriers(works: Sequence[Work], places: Mapping[str, Place]) -> tuple[bool, ...]:
-    """Workers meet before a work that touches memory another one since the last meeting wrote, or writes what it read."""
+    """Workers meet before a work that touches what another since the last meeting wrote, or writes what it read."""
     out: list[bool] = []
     reads: list[Place] = []
     writes: list[Place] = []

@@ -57,8 +57,11 @@ def _needs(node: Node) -> bool:
 def _is_long(node: Node) -> bool:
     results = size_of(node.shape)
     elements = size_of(node.inputs[0].shape)
-    return isinstance(results, int) and isinstance(elements, int) and 0 < results < FEW_RESULTS and (
-        elements // results >= LONG
+    return (
+        isinstance(results, int)
+        and isinstance(elements, int)
+        and 0 < results < FEW_RESULTS
+        and (elements // results >= LONG)
     )
 
 

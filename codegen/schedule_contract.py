@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from codegen.loop import Kernel, Loop, Store, loops_of
+from codegen.costs import COSTS
+from codegen.loop import Finish, Kernel, Let, Loop, Store, loops_of
 from codegen.stage import Contraction, Panel, contraction_of, fill_panel, stage, stage_panel
-from codegen.steps import Block, Distribute, Parallel, Split, Step, Unroll, Vectorize, apply
+from codegen.steps import Block, Distribute, Parallel, Spill, Split, Step, Unroll, Vectorize, apply
 from codegen.target import Target
 
 # Iterations that make a parallel loop worth having.
@@ -15,6 +16,8 @@ PARALLEL_UNITS = 8
 PACK_REUSE = 4
 # Packed rows keep this many neighbors of the summation together, so that packing copies and does not transpose.
 RUN = 16
+# Instructions of an epilogue, written out for every accumulator, from which it is kept in loops.
+LONG_EPILOGUE = 300
 # Products summed in one chain; longer sums are sums of such chains.
 CHAIN = 512
 # Elements this far apart cost a translation and a cache set each; so many of them in a row are worth packing.
@@ -70,7 +73,7 @@ def schedule_contract(kernel: Kernel, target: Target) -> list[tuple[Kernel, tupl
         steps = _pack_steps(staged.pack, shape, tiling.rows, tiling.row_tile, tiling.run, tiling.lanes)
         out.append((apply(staged.pack, steps), steps))
         kernel = staged.rest
-    steps = _tile_steps(shape, tiling)
+    steps = (*_tile_steps(shape, tiling), *_spill_steps(kernel, tiling))
     kernel = apply(kernel, steps)
     out.append((fill_panel(kernel, panel) if panel is not None else kernel, steps))
     return out
@@ -108,7 +111,10 @@ def choose_tiling(kernel: Kernel, shape: Contraction, target: Target) -> Tiling 
     """
     left, right = shape.factors
     depends = {f: shape.loops_of(f) for f in (left, right)}
-    own = {f: [o for o in shape.outer if o.extent > 1 and o.name in depends[f] - depends[g]] for f, g in ((left, right), (right, left))}
+    own = {
+        f: [o for o in shape.outer if o.extent > 1 and o.name in depends[f] - depends[g]]
+        for f, g in ((left, right), (right, left))
+    }
     stores = [s for f in loops_of(kernel.body) for s in f.body if isinstance(s, Store)]
     best: tuple[int, int, str, str] | None = None
     for factor in (left, right):
@@ -241,6 +247,18 @@ def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
     steps += [Distribute(n) for n in reversed(blocks[:first])]
     steps.append(Parallel(blocks[first]))
     return tuple(steps)
+
+
+def _spill_steps(kernel: Kernel, tiling: Tiling) -> tuple[Step, ...]:
+    """Roll up an epilogue that would be long when written out for every accumulator."""
+    if tiling.rows is None:
+        return ()
+    lets = [s for f in loops_of(kernel.body) if any(isinstance(s, Finish) for s in f.body) for s in f.body]
+    weight = sum(COSTS.get(s.op, 1) for s in lets if isinstance(s, Let))
+    if weight * tiling.row_tile * tiling.vectors <= LONG_EPILOGUE:
+        return ()
+    rows = f"{tiling.rows}.1" if tiling.row_block is None else f"{tiling.rows}.1.1"
+    return (Spill(rows, f"{tiling.columns}.1.0", f"{tiling.columns}.1.1", "tile"),)
 
 
 def _inward(*loops: str, levels: int) -> list[Step]:

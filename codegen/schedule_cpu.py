@@ -16,7 +16,7 @@ ROW_BYTES = 64
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """A kernel ready to be spelled, and the steps that made it so. Its parameters keep the names of the naive kernel."""
+    """A kernel ready to be spelled, and the steps that made it so. Parameters keep the names of the naive kernel."""
 
     kernel: Kernel
     steps: tuple[Step, ...]

@@ -16,9 +16,11 @@ from codegen.loop import (
     For,
     Init,
     Kernel,
+    Load,
     Loop,
     Space,
     Stmt,
+    Store,
     defined,
     indices_of,
     loops_of,
@@ -29,7 +31,7 @@ from codegen.loop import (
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Make `loop` two: `loop.0` over blocks of `factor` and `loop.1` inside; what is left over is a last short block."""
+    """Make `loop` two: `loop.0` over blocks of `factor`, the last one shorter if need be, and `loop.1` inside."""
 
     loop: str
     factor: int
@@ -55,13 +57,27 @@ class Fuse:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Sum what `loop` runs over into an accumulator of its own, and those sums into another: shorter chains, less error.
+    """Sum what `loop` runs over by itself and add up those sums: shorter chains, less error.
 
     `loop` is the inner one of a split summation loop. `total` names the new accumulator.
     """
 
     loop: str
     total: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spill:
+    """Keep finished accumulators of a tile in scratch memory, and run what follows in loops that are not written out.
+
+    `rows` and `columns` are the unrolled loops of the tile, `lanes` its vector loop. A long epilogue then exists once
+    instead of once per accumulator.
+    """
+
+    rows: str
+    columns: str
+    lanes: str
+    tile: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +102,7 @@ class Parallel:
     loop: str
 
 
-Step: TypeAlias = Split | Distribute | Fuse | Block | Vectorize | Unroll | Parallel
+Step: TypeAlias = Split | Distribute | Fuse | Block | Spill | Vectorize | Unroll | Parallel
 
 
 def apply(kernel: Kernel, steps: Iterable[Step]) -> Kernel:
@@ -106,6 +122,8 @@ def _apply_one(kernel: Kernel, step: Step) -> Kernel:
             return replace(kernel, body=_rewrite(kernel.body, outer, lambda f: _fuse(f, inner)))
         case Block(loop, total):
             return _block(kernel, loop, total)
+        case Spill():
+            return _spill(kernel, step)
         case Vectorize(loop, lanes):
             return replace(kernel, body=_rewrite(kernel.body, loop, lambda f: _bound(f, Bind.VECTOR, lanes)))
         case Unroll(loop):
@@ -238,6 +256,48 @@ def _block(kernel: Kernel, loop: str, total: str) -> Kernel:
     return replace(kernel, body=around(kernel.body), locals=(*kernel.locals, replace(old, name=total)))
 
 
+def _spill(kernel: Kernel, step: Spill) -> Kernel:
+    extents = {name: _extent(kernel, name) for name in (step.rows, step.columns, step.lanes)}
+    width = extents[step.columns] * extents[step.lanes]
+    index = variable(step.rows) * width + variable(step.columns) * extents[step.lanes] + variable(step.lanes)
+    found = [s for f in loops_of(kernel.body) if f.loop.name == step.lanes for s in f.body if isinstance(s, Finish)]
+    finish = found[-1]  # the last one: earlier ones are of sums that are summed again
+    kept = Buffer(step.tile, finish.dtype, extents[step.rows] * width, Space.SCRATCH)
+
+    def change(stmt: For) -> Body:
+        if not any(s.buffer == finish.buffer for s in _accumulating(stmt.body) if isinstance(s, Finish)):
+            return (stmt,)
+        first = _only(stmt, lambda s: (s, Store(step.tile, index, finish.name)) if _is_finish(s, finish) else ())
+        second = _only(
+            stmt, lambda s: (Load(finish.name, step.tile, index, finish.dtype),) if _is_finish(s, finish) else (s,)
+        )
+        return (first, _rolled(second))
+
+    return replace(kernel, body=_rewrite(kernel.body, step.rows, change), locals=(*kernel.locals, kept))
+
+
+def _is_finish(stmt: Stmt, finish: Finish) -> bool:
+    return isinstance(stmt, Finish) and stmt.buffer == finish.buffer
+
+
+def _extent(kernel: Kernel, name: str) -> int:
+    return max((f.loop.extent for f in loops_of(kernel.body) if f.loop.name == name), default=1)
+
+
+def _only(stmt: For, change: Callable[[Stmt], Body]) -> For:
+    """The loop with every statement of its innermost bodies replaced."""
+    body: list[Stmt] = []
+    for inner in stmt.body:
+        body += (_only(inner, change),) if isinstance(inner, For) else change(inner)
+    return For(stmt.loop, tuple(body))
+
+
+def _rolled(stmt: For) -> For:
+    """The loop nest with loops that were to be written out made serial."""
+    bind = Bind.SERIAL if stmt.loop.bind is Bind.UNROLL else stmt.loop.bind
+    return For(replace(stmt.loop, bind=bind), tuple(_rolled(s) if isinstance(s, For) else s for s in stmt.body))
+
+
 def _distribute(kernel: Kernel, name: str) -> Kernel:
     grown: dict[str, int] = {}
     sizes = {b.name: b.size for b in kernel.locals}
@@ -294,7 +354,7 @@ def _shift_accumulators(stmt: Stmt, own: set[str], sizes: dict[str, int], name: 
 
 
 def _segments(loop: Loop, body: Body) -> Body:
-    """The body cut at its loops, each piece inside `loop`; what a later piece uses of an earlier one is computed again."""
+    """The body cut at its loops, each piece inside `loop`; values later pieces need are computed again there."""
     pure: dict[str, Stmt] = {}
     out: list[Stmt] = []
     piece: list[Stmt] = []

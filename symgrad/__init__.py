@@ -1,10 +1,10 @@
 """symgrad: symbolic graphs, derivatives as nodes of the same graph, results as machine code.
 
-    import symgrad as sg
+import symgrad as sg
 
-    g = sg.Graph()
-    x = g.input("x", ("n",))
-    f = sg.compile([x], sg.grad(sg.sum(sg.tanh(x)), x))
+g = sg.Graph()
+x = g.input("x", ("n",))
+f = sg.compile([x], sg.grad(sg.sum(sg.tanh(x)), x))
 """
 
 from symgrad import init, nn, optim, random

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import numpy as np
 
@@ -38,9 +38,7 @@ class Executable(Protocol):
 # Code is generated for one function at a time. A fork waits for it, so that the child finds the lock free.
 _building = threading.RLock()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_building.acquire, after_in_parent=_building.release, after_in_child=_building.release
-    )
+    os.register_at_fork(before=_building.acquire, after_in_parent=_building.release, after_in_child=_building.release)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +72,17 @@ def flatten(outputs: Any) -> tuple[list[Node], Structure]:
     if isinstance(outputs, Node):
         return [outputs], Structure(Node)
     if isinstance(outputs, Mapping):
-        keys = tuple(str(k) for k in outputs)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-        nodes, structure = list(outputs.values()), Structure(dict, keys)  # pyright: ignore[reportUnknownArgumentType]
+        named = cast("Mapping[Any, Any]", outputs)
+        nodes, structure = list(named.values()), Structure(dict, tuple(map(str, named)))
     elif isinstance(outputs, list | tuple):
-        nodes, structure = list(outputs), Structure(list if isinstance(outputs, list) else tuple)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        nodes = list(cast("Sequence[Any]", outputs))
+        structure = Structure(list if isinstance(outputs, list) else tuple)
     else:
         raise GraphError(f"outputs must be a node, or a list, tuple or dict of nodes, got {type(outputs).__name__}")
-    for node in nodes:  # pyright: ignore[reportUnknownVariableType]
+    for node in nodes:
         if not isinstance(node, Node):
-            raise GraphError(f"outputs must be nodes, got {type(node).__name__}; lift values with g.const(value)")  # pyright: ignore[reportUnknownArgumentType]
-    return nodes, structure  # pyright: ignore[reportUnknownVariableType]
+            raise GraphError(f"outputs must be nodes, got {type(node).__name__}; lift values with g.const(value)")
+    return nodes, structure
 
 
 # Where CPython keeps the data pointer of an array: right after the object header.
@@ -260,13 +259,14 @@ class Function:
         node, dtype = self._inputs[k], self._dtypes[k]
         if isinstance(value, Node):
             raise GraphError(f"{self.name}: input {node.name!r} is a node; a call takes arrays")
-        if not isinstance(value, np.ndarray | np.generic):
-            value = _weak(self.name, node, value)
-        if as_dtype(value.dtype) is not node.dtype:
+        given: Array = (
+            np.asarray(value) if isinstance(value, np.ndarray | np.generic) else _weak(self.name, node, value)
+        )
+        if as_dtype(given.dtype) is not node.dtype:
             raise DTypeError(
-                f"{self.name}: input {describe(node)} got {value.dtype}; convert it with .astype({node.dtype.name!r})"
+                f"{self.name}: input {describe(node)} got {given.dtype}; convert it with .astype({node.dtype.name!r})"
             )
-        array = np.asarray(value).astype(dtype, order="C", copy=False)
+        array = given.astype(dtype, order="C", copy=False)
         if not array.flags.c_contiguous or not array.flags.aligned:
             array = np.array(array, dtype, order="C")
         return array
@@ -277,7 +277,7 @@ class Function:
             raise GraphError(f"{self.name}: out must hold {len(binding.allocators)} arrays, got {len(outputs)}")
         for k, (array, allocator) in enumerate(zip(outputs, binding.allocators, strict=True)):
             shape, dtype = allocator.shape, allocator.dtype
-            if not isinstance(array, np.ndarray):
+            if not _is_array(array):
                 raise GraphError(f"{self.name}: out[{k}] must be an array, got {type(array).__name__}")
             if array.shape != shape:
                 raise ShapeError(f"{self.name}: out[{k}] must have shape {shape}, got {array.shape}")
@@ -294,6 +294,10 @@ class Function:
         checks = [n for n in binding.executable.program.nodes if n.op.name == "check_index"]
         places = ", ".join(dict.fromkeys(f"{describe(n)} into an extent of {n.attrs[0]}" for n in checks))
         return IndexError(f"{self.name}: an index is out of range in {places}; params and states are unchanged")
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray)
 
 
 def _weak(function: str, node: Node, value: Any) -> Array:

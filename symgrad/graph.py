@@ -7,7 +7,7 @@ import struct
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -49,9 +49,7 @@ class Literal:
         if not isinstance(other, Literal):
             return False
         a, b = self.array, other.array
-        return (
-            self._hash == other._hash and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-        )
+        return self._hash == other._hash and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
     def __str__(self) -> str:
         if self.array.ndim == 0:
@@ -257,12 +255,11 @@ def _unknown(node: Node, what: str, advice: str) -> TypeError:
 
 def attr_key(value: Any) -> Any:
     """A dictionary key for an attribute that tells 1, 1.0 and True apart, and zeros and NaNs by their bits."""
-    kind = type(value)
-    if kind is tuple:
+    if isinstance(value, tuple):
         return tuple([attr_key(v) for v in value])
-    if kind is bool:
+    if isinstance(value, bool):
         return (bool, value)
-    if kind is float:
+    if isinstance(value, float):
         return (float, struct.pack("<d", value))
     return value
 
@@ -348,7 +345,7 @@ class Graph:
         return self._streams
 
     @contextmanager
-    def scope(self, name: str) -> Iterator[None]:
+    def scope(self, name: str) -> Generator[None]:
         """Prefix the names declared inside with `name/`, and mark the nodes made inside with it."""
         outer = self._scope
         self._scope = f"{outer}{name}/"
@@ -358,7 +355,7 @@ class Graph:
             self._scope = outer
 
     @contextmanager
-    def derived_from(self, origin: Origin) -> Iterator[None]:
+    def derived_from(self, origin: Origin) -> Generator[None]:
         """Give the nodes made inside this origin instead of the caller's place."""
         outer, self.origin = self.origin, origin
         try:

@@ -149,7 +149,7 @@ class Dim:
         return self is other or (isinstance(other, Dim) and self.terms == other.terms)
 
     def __add__(self, other: Extent) -> Extent:
-        if not isinstance(other, int | Dim):
+        if not isinstance(other, int | Dim):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
             return NotImplemented
         total = dict(self.terms)
         for monomial, factor in _terms(other):
@@ -157,7 +157,7 @@ class Dim:
         return _normal(total)
 
     def __mul__(self, other: Extent) -> Extent:
-        if not isinstance(other, int | Dim):
+        if not isinstance(other, int | Dim):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
             return NotImplemented
         total: dict[Monomial, int] = {}
         for left, a in self.terms:
@@ -173,7 +173,7 @@ class Dim:
         return self * -1
 
     def __sub__(self, other: Extent) -> Extent:
-        if not isinstance(other, int | Dim):
+        if not isinstance(other, int | Dim):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
             return NotImplemented
         return self + other * -1
 
@@ -181,7 +181,7 @@ class Dim:
         return self * -1 + other
 
     def __floordiv__(self, other: Extent) -> Extent:
-        if not isinstance(other, int | Dim):
+        if not isinstance(other, int | Dim):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
             return NotImplemented
         return floor_quotient(self, other)
 
@@ -382,6 +382,11 @@ class Type:
 def size_of(shape: Shape) -> Extent:
     """The number of elements, computed in unbounded integers."""
     return math.prod(shape, start=1)  # pyright: ignore[reportCallIssue, reportArgumentType, reportUnknownVariableType] extents multiply like ints
+
+
+def static_size(shape: Shape) -> int:
+    """The number of elements of a shape of integers; TypeError when an extent is symbolic."""
+    return math.prod(static_shape(shape))
 
 
 def static_shape(shape: Shape) -> tuple[int, ...]:

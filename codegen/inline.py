@@ -1,0 +1,249 @@
+"""Computing one element of a node inside the loops of another: what fusion comes down to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from codegen.access import Demand, Guard, Point, Ranges, concat_demands, is_leaf, never, view_demands
+from codegen.affine import linearize, variable
+from codegen.loop import Body, Buffer, Index, Let, Load, Space, Stmt, Within
+from symgrad import types
+from symgrad.errors import CompileError
+from symgrad.graph import Literal, Node, describe
+from symgrad.opdef import Kind
+from symgrad.types import DType, static_shape
+
+
+@dataclass(slots=True)
+class Scope:
+    """Statements under construction at one loop level and the values they have named."""
+
+    variables: frozenset[str]
+    stmts: list[Stmt] = field(default_factory=list[Stmt])
+    named: dict[Demand, str] = field(default_factory=dict["Demand", str])
+    names: set[str] = field(default_factory=set[str])
+
+
+class Lowering:
+    """The state of lowering one group: parameters, names and the open scopes, outermost first."""
+
+    def __init__(self, stored: set[int], ranges: Ranges) -> None:
+        self.stored = stored
+        self.ranges = ranges
+        self.params: list[Node] = []
+        self.buffer_of: dict[int, str] = {}
+        self.locals: list[Buffer] = []
+        self.scopes: list[Scope] = []
+        self.count = 0
+
+    def fresh(self, prefix: str = "v") -> str:
+        self.count += 1
+        return f"{prefix}{self.count}"
+
+    def param(self, node: Node) -> str:
+        """The parameter that holds a stored node."""
+        if node.id not in self.buffer_of:
+            self.buffer_of[node.id] = f"p{len(self.params)}"
+            self.params.append(node)
+        return self.buffer_of[node.id]
+
+    def local(self, prefix: str, dtype: DType, size: int, space: Space) -> str:
+        name = self.fresh(prefix)
+        self.locals.append(Buffer(name, dtype, size, space))
+        return name
+
+    def open(self, *variables: str) -> Scope:
+        """Open a scope whose statements may use these loop variables and all outer ones."""
+        outer = self.scopes[-1].variables if self.scopes else frozenset[str]()
+        self.scopes.append(Scope(outer | frozenset(variables)))
+        return self.scopes[-1]
+
+    def close(self) -> Body:
+        return tuple(self.scopes.pop().stmts)
+
+    def emit(self, stmt: Stmt) -> None:
+        self.scopes[-1].stmts.append(stmt)
+
+    def lookup(self, demand: Demand) -> str | None:
+        for scope in reversed(self.scopes):
+            if (name := scope.named.get(demand)) is not None:
+                return name
+        return None
+
+    def bind(self, demand: Demand, name: str) -> None:
+        """Give an element a name that a reduction, a contraction or a staged value already has."""
+        scope = self.scopes[-1]
+        scope.named[demand] = name
+        scope.names.add(name)
+
+    def value(self, node: Node, index: Point, guard: Guard = ()) -> str:
+        """Name one element of a node, writing what computes it in the outermost scope that can hold it."""
+        root = (node, index, guard)
+        stack = [root]
+        while stack:
+            demand = stack[-1]
+            if self.lookup(demand) is not None:
+                stack.pop()
+                continue
+            missing = [d for d in self._demands(demand) if self.lookup(d) is None]
+            if missing:
+                stack.extend(missing)
+                continue
+            self._define(demand)
+            stack.pop()
+        name = self.lookup(root)
+        assert name is not None
+        return name
+
+    def _is_load(self, node: Node) -> bool:
+        return is_leaf(node) or node.id in self.stored
+
+    def _demands(self, demand: Demand) -> list[Demand]:
+        node, index, guard = demand
+        if self._is_load(node) or node.op.kind is Kind.SOURCE:
+            return []
+        if node.op.name == "reshape" and self._is_load(node.inputs[0]):
+            return []
+        if node.op.kind is Kind.POINTWISE:
+            return [(i, index, guard) for i in node.inputs]
+        if node.op.kind is Kind.VIEW:
+            return [d for d in view_demands(node, index, guard, self.ranges) if not never(d[2], self.ranges)]
+        if node.op.name == "take":
+            return self._take_demands(node, index, guard)
+        raise CompileError(f"{describe(node)} cannot be computed inside another kernel")
+
+    def _take_demands(self, node: Node, index: Point, guard: Guard) -> list[Demand]:
+        (axis,) = node.attrs
+        array, indices = node.inputs
+        where = (indices, index[axis : axis + indices.ndim], guard)
+        name = self.lookup(where)
+        if name is None:
+            return [where]
+        return [
+            where,
+            (
+                array,
+                (*index[:axis], variable(name), *index[axis + indices.ndim :]),
+                guard,
+            ),
+        ]
+
+    def _define(self, demand: Demand) -> None:
+        node, index, guard = demand
+        dtype = node.dtype
+        if self._is_load(node):
+            offset = linearize(index, static_shape(node.shape))
+            self._let(demand, Load(self.fresh(), self.param(node), offset, dtype, guard))
+            return
+        if node.op.name == "reshape" and self._is_load(node.inputs[0]):
+            offset = linearize(index, static_shape(node.shape))
+            self._let(
+                demand,
+                Load(self.fresh(), self.param(node.inputs[0]), offset, dtype, guard),
+            )
+            return
+        if node.op.name == "const":
+            self._let(demand, self.constant(node.attrs[0], dtype))
+            return
+        if node.op.name == "iota":
+            self._let(demand, Index(self.fresh(), index[0], dtype))
+            return
+        args = [self._named(d) for d in self._demands(demand)]
+        if node.op.kind is Kind.POINTWISE:
+            if node.op.name == "check_index" and guard:
+                args = [self._guarded_index(demand, args[0])]
+            attrs = tuple(zip(node.op.attrs, node.attrs, strict=True))
+            self._let(demand, Let(self.fresh(), node.op.name, tuple(args), dtype, attrs))
+        elif node.op.name == "pad":
+            self._define_pad(demand)
+        elif node.op.name == "concat":
+            self._define_concat(demand)
+        elif node.op.name == "take":
+            self._alias(demand, args[1])
+        else:
+            self._alias(demand, args[0])
+
+    def _named(self, demand: Demand) -> str:
+        name = self.lookup(demand)
+        assert name is not None
+        return name
+
+    def constant(self, literal: Literal, dtype: DType) -> Let:
+        """A statement that names a scalar constant."""
+        return Let(self.fresh("c"), "const", (), dtype, (("value", literal),))
+
+    def _guarded_index(self, demand: Demand, name: str) -> str:
+        """An index that is only read where its guard holds must not be checked elsewhere."""
+        node, _, guard = demand
+        scope = self._home(demand)
+        zero = self.constant(Literal(np_zero(node.dtype)), node.dtype)
+        within = Within(self.fresh(), guard)
+        chosen = Let(self.fresh(), "where", (within.name, name, zero.name), node.dtype)
+        scope.stmts += (zero, within, chosen)
+        scope.names |= {zero.name, within.name, chosen.name}
+        return chosen.name
+
+    def _define_pad(self, demand: Demand) -> None:
+        node, index, guard = demand
+        scope = self._home(demand)
+        fill = self.constant(node.attrs[2], node.dtype)
+        scope.stmts.append(fill)
+        scope.names.add(fill.name)
+        (inner,) = view_demands(node, index, guard, self.ranges)
+        if never(inner[2], self.ranges):
+            self._alias(demand, fill.name)
+        else:
+            self._choose(demand, inner[2][len(guard) :], self._named(inner), fill.name)
+
+    def _define_concat(self, demand: Demand) -> None:
+        node, index, guard = demand
+        parts = [d for d in concat_demands(node, index, guard, self.ranges) if not never(d[2], self.ranges)]
+        value = self._named(parts[-1])
+        for part in parts[-2::-1]:
+            # Earlier parts end where later ones begin: the upper guard alone decides.
+            value = self._select(demand, part[2][len(guard) :][-1:], self._named(part), value)
+        self._alias(demand, value)
+
+    def _choose(self, demand: Demand, guard: Guard, yes: str, no: str) -> None:
+        self._alias(demand, self._select(demand, guard, yes, no))
+
+    def _select(self, demand: Demand, guard: Guard, yes: str, no: str) -> str:
+        if not guard:
+            return yes
+        scope = self._home(demand)
+        within = Within(self.fresh(), guard)
+        chosen = Let(self.fresh(), "where", (within.name, yes, no), demand[0].dtype)
+        scope.stmts += (within, chosen)
+        scope.names |= {within.name, chosen.name}
+        return chosen.name
+
+    def _alias(self, demand: Demand, name: str) -> None:
+        self._home(demand).named[demand] = name
+
+    def _let(self, demand: Demand, stmt: Let | Index | Load) -> None:
+        scope = self._home(demand)
+        scope.stmts.append(stmt)
+        scope.named[demand] = stmt.name
+        scope.names.add(stmt.name)
+
+    def _home(self, demand: Demand) -> Scope:
+        """The outermost open scope that has every loop variable and value the element depends on."""
+        wanted = {name for one in (*demand[1], *demand[2]) for name, _ in one.terms}
+        used = {d for d in (self.lookup(d) for d in self._demands(demand)) if d is not None}
+        level = 0
+        for k, scope in enumerate(self.scopes):
+            if wanted & (scope.variables | scope.names) - self._seen_before(k):
+                level = k
+            if used & scope.names:
+                level = max(level, k)
+        return self.scopes[level]
+
+    def _seen_before(self, level: int) -> frozenset[str]:
+        return self.scopes[level - 1].variables if level else frozenset()
+
+
+def np_zero(dtype: DType) -> types.Array:
+    """A 0-d zero."""
+    return np.zeros((), dtype.np)

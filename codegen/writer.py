@@ -1,0 +1,393 @@
+"""Where instructions go and how memory is reached, while a kernel is spelled as LLVM text.
+
+Uniform instructions are placed as far out as their operands allow, and equal ones are written once: loop-invariant
+code and common subexpressions never reach LLVM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from codegen.affine import Affine
+from codegen.loop import Kernel, Load, Space, Store
+from codegen.scalar import ScalarBuilder, Value, memory_type
+from codegen.target import Target
+from symgrad.errors import CompileError
+from symgrad.types import DType, bool_, int64, uint8
+
+SCRATCH_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """What a loop variable is while its body is spelled: a number, a register, or the lanes of a vector."""
+
+    start: int = 0
+    register: str | None = None
+    lanes: int = 0
+    active: int = 0
+    depth: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A named value and the loop depth from which on it is known."""
+
+    value: Value
+    depth: int
+
+
+@dataclass(slots=True)
+class Level:
+    """The block under construction at one loop depth. Loop-invariant instructions of inner loops are added to it."""
+
+    label: str
+    lines: list[str] = field(default_factory=list[str])
+    memo: dict[object, Named] = field(default_factory=dict[object, "Named"])
+
+
+def scratch_layout(kernel: Kernel) -> tuple[Mapping[str, int], int]:
+    """Byte offset of every scratch buffer of a kernel, and the bytes they take together."""
+    offsets: dict[str, int] = {}
+    total = SCRATCH_ALIGNMENT  # the first line takes writes that mean nothing, see _check_index
+    for buffer in kernel.locals:
+        if buffer.space is Space.SCRATCH:
+            offsets[buffer.name] = total
+            size = buffer.size * buffer.dtype.itemsize
+            # Vector stores of a short last block write whole registers where nothing follows.
+            total += -(-size // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT + SCRATCH_ALIGNMENT
+    return offsets, total
+
+
+class Writer:
+    """Levels, names and addresses of one kernel under construction."""
+
+    def __init__(self, kernel: Kernel, target: Target) -> None:
+        self.target = target
+        self.b = ScalarBuilder(1, target)
+        self.buffers = {b.name: b for b in kernel.params + kernel.locals}
+        self.levels: list[Level] = [Level("entry")]
+        self.variables: dict[str, Variable] = {}
+        self.named: dict[str, Named] = {}
+        self.vector: Variable | None = None
+
+    # Values
+
+    def name(self, name: str, named: Named) -> None:
+        self.named[name] = named
+
+    def place(self, depth: int, lanes: int) -> int:
+        """The level an instruction goes to: as far out as its operands allow if uniform, else where it stands."""
+        return depth if lanes == 1 else len(self.levels) - 1
+
+    def flush(self, level: int) -> None:
+        self.levels[level].lines += self.b.lines
+        self.b.lines.clear()
+
+    def remembered(self, key: object) -> Named | None:
+        for level in reversed(self.levels):
+            if (found := level.memo.get(key)) is not None:
+                return found
+        return None
+
+    def remember(self, level: int, key: object, value: Value) -> Named:
+        named = Named(value, level)
+        self.levels[level].memo[key] = named
+        return named
+
+    def masked_flag(self, flag: Value) -> Value:
+        assert self.vector is not None
+        if self.vector.active == self.vector.lanes:
+            return flag
+        name = self.b.fresh()
+        self.b.lines.append(f"{name} = and <{flag.lanes} x i1> {flag.text}, {self.mask()}")
+        return Value(name, bool_, flag.lanes)
+
+    def declare(self, line: str) -> None:
+        self.b.declarations.add(line)
+
+    def mask(self) -> str:
+        assert self.vector is not None
+        bits = ("i1 true" if k < self.vector.active else "i1 false" for k in range(self.vector.lanes))
+        return f"<{', '.join(bits)}>"
+
+    # Indices
+
+    def parts(self, index: Affine) -> tuple[int, list[tuple[str, int, int]], int, list[tuple[Value, int]]]:
+        """An index as constant, uniform terms (register, factor, depth) from outside in, lane stride, vector terms."""
+        const, stride = index.const, 0
+        uniform: list[tuple[str, int, int]] = []
+        vectors: list[tuple[Value, int]] = []
+        for name, factor in index.terms:
+            variable = self.variables.get(name)
+            if variable is None:
+                named = self.named[name]
+                value = named.value
+                if value.lanes > 1:
+                    vectors.append((value, factor))
+                else:
+                    wide = self._wide(named)
+                    uniform.append((wide.value.text, factor, wide.depth))
+            elif variable.register is not None:
+                uniform.append((variable.register, factor, variable.depth))
+            else:
+                const += factor * variable.start
+                stride += factor if variable.lanes else 0
+        uniform.sort(key=lambda term: term[2])
+        return const, uniform, stride, vectors
+
+    def _wide(self, named: Named) -> Named:
+        """A uniform integer as i64."""
+        if named.value.dtype is int64:
+            return named
+        key = ("wide", named.value)
+        if (found := self.remembered(key)) is not None:
+            return found
+        value = self.b.op("astype", named.value, dtype=int64)
+        self.flush(named.depth)
+        return self.remember(named.depth, key, value)
+
+    def _sum(self, uniform: list[tuple[str, int, int]], const: int) -> Named:
+        """The uniform part of an index as a number."""
+        text, depth = str(const), 0
+        for register, factor, at in uniform:
+            depth = max(depth, at)
+            key = ("sum", text, register, factor)
+            found = self.remembered(key)
+            if found is None:
+                scaled, total = self.b.fresh(), self.b.fresh()
+                self.b.lines += [f"{scaled} = mul i64 {register}, {factor}", f"{total} = add i64 {text}, {scaled}"]
+                self.flush(depth)
+                found = self.remember(depth, key, Value(total, int64, 1))
+            text = found.value.text
+        return Named(Value(text, int64, 1), depth)
+
+    def number(self, index: Affine, dtype: DType) -> Named:
+        const, uniform, stride, vectors = self.parts(index)
+        base = self._sum(uniform, const)
+        level = base.depth
+        value = base.value
+        if stride or vectors:
+            value = self.b.splat(value)
+            if stride:
+                value = self.b.add(value, self._lane_numbers(stride))
+            for vector, factor in vectors:
+                wide = self.b.op("astype", vector, dtype=int64) if vector.dtype is not int64 else vector
+                value = self.b.add(value, self.b.multiply(wide, factor))
+            level = len(self.levels) - 1
+        if dtype is not int64:
+            value = self.b.op("astype", value, dtype=dtype)
+        self.flush(level)
+        return Named(value, level)
+
+    def _lane_numbers(self, stride: int) -> Value:
+        assert self.vector is not None
+        numbers = ", ".join(f"i64 {stride * k}" for k in range(self.vector.lanes))
+        return Value(f"<{numbers}>", int64, self.vector.lanes)
+
+    def within(self, guard: tuple[Affine, ...]) -> Named:
+        """The truth of every guard, uniform when no guard depends on the lane."""
+        result: Value | None = None
+        depth = 0
+        for one in guard:
+            number = self.number(one, int64)
+            truth = self.b.op("greater_equal", number.value, self.b.const(int64, 0))
+            self.flush(self.place(number.depth, truth.lanes))
+            depth = max(depth, number.depth)
+            result = truth if result is None else self.b.op("logical_and", result, truth)
+            self.flush(self.place(depth, result.lanes))
+        assert result is not None
+        return Named(result, self.place(depth, result.lanes))
+
+    def _pointer(self, buffer: str, const: int, uniform: list[tuple[str, int, int]], itemsize: int) -> Named:
+        """The address of an element: outer terms first, so that each loop adds to an address from outside."""
+        text, depth = f"%b_{buffer}", 0
+        for register, factor, at in uniform:
+            depth = max(depth, at)
+            key = ("address", text, register, factor * itemsize)
+            found = self.remembered(key)
+            if found is None:
+                scaled, moved = self.b.fresh(), self.b.fresh()
+                self.b.lines += [
+                    f"{scaled} = mul i64 {register}, {factor * itemsize}",
+                    f"{moved} = getelementptr i8, ptr {text}, i64 {scaled}",
+                ]
+                self.flush(depth)
+                found = self.remember(depth, key, Value(moved, int64, 1))
+            text = found.value.text
+        if const:
+            key = ("address", text, const * itemsize)
+            found = self.remembered(key)
+            if found is None:
+                moved = self.b.fresh()
+                self.b.lines.append(f"{moved} = getelementptr i8, ptr {text}, i64 {const * itemsize}")
+                self.flush(depth)
+                found = self.remember(depth, key, Value(moved, int64, 1))
+            text = found.value.text
+        return Named(Value(text, int64, 1), depth)
+
+    # Memory
+
+    def load(self, stmt: Load) -> None:
+        buffer = self.buffers[stmt.buffer]
+        const, uniform, stride, vectors = self.parts(stmt.index)
+        frozen = buffer.space is Space.GLOBAL and not buffer.written
+        guard = self.within(stmt.guard) if stmt.guard else None
+        lanes = self.vector.lanes if self.vector is not None and (stride or vectors) else 1
+        if guard is not None:
+            lanes = max(lanes, guard.value.lanes)
+        pointer = self._pointer(stmt.buffer, const, uniform, buffer.dtype.itemsize)
+        active = self.vector.active if self.vector is not None and lanes > 1 else 1
+        condition = guard.value.text if guard is not None else ""
+        key = ("load", stmt.buffer, pointer.value.text, lanes, active, stride, tuple(vectors), condition)
+        if frozen and (found := self.remembered(key)) is not None:
+            self.name(stmt.name, found)
+            return
+        if lanes == 1:
+            depth = max(pointer.depth, guard.depth if guard is not None else 0)
+            level = depth if frozen else len(self.levels) - 1
+            value = self._load_one(buffer.dtype, pointer.value.text, stmt.buffer, guard)
+        else:
+            level = len(self.levels) - 1
+            value = self._load_lanes(stmt.buffer, pointer.value.text, stride, vectors, guard)
+        value = self.b.from_memory(value, stmt.dtype)
+        self.flush(level)
+        named = self.remember(level, key, value) if frozen else Named(value, level)
+        self.name(stmt.name, named)
+
+    def _load_one(self, dtype: DType, pointer: str, buffer: str, guard: Named | None) -> Value:
+        b = self.b
+        if guard is not None:
+            pointer = self._guarded_pointer(pointer, buffer, guard, 0)
+        name = b.fresh()
+        b.lines.append(f"{name} = load {memory_type(dtype, 1)}, ptr {pointer}, align {dtype.itemsize}")
+        return Value(name, _memory_dtype(dtype), 1)
+
+    def _load_lanes(
+        self, buffer: str, pointer: str, stride: int, vectors: list[tuple[Value, int]], guard: Named | None
+    ) -> Value:
+        assert self.vector is not None
+        b, v, dtype = self.b, self.vector, self.buffers[buffer].dtype
+        kind, one = memory_type(dtype, v.lanes), memory_type(dtype, 1)
+        memory = _memory_dtype(dtype)
+        if stride == 1 and not vectors:
+            mask = self._load_mask(guard)
+            name = b.fresh()
+            if mask is None:
+                b.lines.append(f"{name} = load {kind}, ptr {pointer}, align {dtype.itemsize}")
+                return Value(name, memory, v.lanes)
+            if self.target.masked or guard is not None:
+                suffix = f"v{v.lanes}{_mangle(one)}"
+                self.declare(f"declare {kind} @llvm.masked.load.{suffix}.p0(ptr, i32, <{v.lanes} x i1>, {kind})")
+                b.lines.append(
+                    f"{name} = call {kind} @llvm.masked.load.{suffix}.p0(ptr {pointer}, i32 {dtype.itemsize}, "
+                    f"<{v.lanes} x i1> {mask}, {kind} zeroinitializer)"
+                )
+                return Value(name, memory, v.lanes)
+        offsets = self._lane_offsets(stride, vectors, dtype.itemsize)
+        text = "zeroinitializer"
+        for lane in range(v.active):
+            spot = b.fresh()
+            b.lines.append(f"{spot} = getelementptr i8, ptr {pointer}, i64 {offsets[lane]}")
+            if guard is not None:
+                spot = self._guarded_pointer(spot, buffer, guard, lane)
+            element, joined = b.fresh(), b.fresh()
+            b.lines += [
+                f"{element} = load {one}, ptr {spot}, align {dtype.itemsize}",
+                f"{joined} = insertelement {kind} {text}, {one} {element}, i64 {lane}",
+            ]
+            text = joined
+        return Value(text, memory, v.lanes)
+
+    def _guarded_pointer(self, pointer: str, buffer: str, guard: Named, lane: int) -> str:
+        """The pointer where the guard holds in a lane, else the start of the buffer, which can always be read."""
+        b, flag = self.b, guard.value.text
+        if guard.value.lanes > 1:
+            flag = b.fresh()
+            b.lines.append(f"{flag} = extractelement <{guard.value.lanes} x i1> {guard.value.text}, i64 {lane}")
+        safe = b.fresh()
+        b.lines.append(f"{safe} = select i1 {flag}, ptr {pointer}, ptr %b_{buffer}")
+        return safe
+
+    def _lane_offsets(self, stride: int, vectors: list[tuple[Value, int]], itemsize: int) -> list[str]:
+        """The byte offset of each active lane from the uniform address."""
+        assert self.vector is not None
+        b, v = self.b, self.vector
+        if not vectors:
+            return [str(stride * itemsize * lane) for lane in range(v.active)]
+        total: Value | None = None
+        for value, factor in vectors:
+            wide = b.op("astype", value, dtype=int64) if value.dtype is not int64 else value
+            scaled = b.multiply(wide, factor * itemsize)
+            total = scaled if total is None else b.add(total, scaled)
+        assert total is not None
+        if stride:
+            total = b.add(total, self._lane_numbers(stride * itemsize))
+        offsets: list[str] = []
+        for lane in range(v.active):
+            name = b.fresh()
+            b.lines.append(f"{name} = extractelement <{v.lanes} x i64> {total.text}, i64 {lane}")
+            offsets.append(name)
+        return offsets
+
+    def _load_mask(self, guard: Named | None) -> str | None:
+        assert self.vector is not None
+        v = self.vector
+        tail = self.mask() if v.active < v.lanes else None
+        if guard is None:
+            return tail
+        flag = self.b.splat(guard.value)
+        if tail is None:
+            return flag.text
+        name = self.b.fresh()
+        self.b.lines.append(f"{name} = and <{v.lanes} x i1> {flag.text}, {tail}")
+        return name
+
+    def store(self, stmt: Store) -> None:
+        buffer = self.buffers[stmt.buffer]
+        b = self.b
+        const, uniform, stride, vectors = self.parts(stmt.index)
+        pointer = self._pointer(stmt.buffer, const, uniform, buffer.dtype.itemsize).value.text
+        value = b.to_memory(self.named[stmt.value].value)
+        one = memory_type(buffer.dtype, 1)
+        if self.vector is None or not (stride or vectors):
+            if value.lanes != 1:
+                raise CompileError(f"store to {stmt.buffer}: a vector value at one address")
+            b.lines.append(f"store {one} {value.text}, ptr {pointer}, align {buffer.dtype.itemsize}")
+        else:
+            self._store_lanes(buffer.dtype, b.splat(value), pointer, stride, vectors)
+        self.flush(len(self.levels) - 1)
+
+    def _store_lanes(
+        self, dtype: DType, value: Value, pointer: str, stride: int, vectors: list[tuple[Value, int]]
+    ) -> None:
+        assert self.vector is not None
+        b, v = self.b, self.vector
+        kind, one = memory_type(dtype, v.lanes), memory_type(dtype, 1)
+        if stride == 1 and not vectors and v.active == v.lanes:
+            b.lines.append(f"store {kind} {value.text}, ptr {pointer}, align {dtype.itemsize}")
+            return
+        if stride == 1 and not vectors and self.target.masked:
+            suffix = f"v{v.lanes}{_mangle(one)}"
+            self.declare(f"declare void @llvm.masked.store.{suffix}.p0({kind}, ptr, i32, <{v.lanes} x i1>)")
+            b.lines.append(
+                f"call void @llvm.masked.store.{suffix}.p0({kind} {value.text}, ptr {pointer}, "
+                f"i32 {dtype.itemsize}, <{v.lanes} x i1> {self.mask()})"
+            )
+            return
+        for lane, offset in enumerate(self._lane_offsets(stride, vectors, dtype.itemsize)):
+            element, spot = b.fresh(), b.fresh()
+            b.lines += [
+                f"{element} = extractelement {kind} {value.text}, i64 {lane}",
+                f"{spot} = getelementptr i8, ptr {pointer}, i64 {offset}",
+                f"store {one} {element}, ptr {spot}, align {dtype.itemsize}",
+            ]
+
+
+def _memory_dtype(dtype: DType) -> DType:
+    return uint8 if dtype is bool_ else dtype
+
+
+def _mangle(kind: str) -> str:
+    return {"float": "f32", "double": "f64"}.get(kind, kind)

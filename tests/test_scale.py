@@ -1,0 +1,140 @@
+"""Long chains: every phase works at the default recursion limit, in time that grows with the number of nodes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+import symgrad as sg
+from symgrad.optimize import optimize
+from symgrad.program import Program
+from symgrad.verify import verify
+
+LENGTH = 100_000
+DEFAULT_LIMIT = 1000
+# Seconds for all phases together, with room for a slow and busy machine.
+BUDGET = 120.0
+
+
+@pytest.fixture(autouse=True)
+def default_recursion_limit():
+    """Test runners and libraries raise the limit; users do not."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(min(before, DEFAULT_LIMIT))
+    yield
+    sys.setrecursionlimit(before)
+
+
+class Clock:
+    """Seconds spent in each phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str):
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.seconds.items())
+
+
+def chain(x: sg.Node, length: int, step: Callable[[sg.Node, int], sg.Node]) -> sg.Node:
+    for k in range(length):
+        x = step(x, k)
+    return x
+
+
+def mixed(x: sg.Node, k: int) -> sg.Node:
+    """A step that no rule shortens."""
+    return sg.tanh(x) if k % 2 else x * 1.5
+
+
+def test_long_chain(tmp_path, record_property) -> None:
+    """Build, differentiate, print, optimize, save and load a chain of 100,000 nodes."""
+    clock = Clock()
+    graph = sg.Graph()
+    x = graph.input("x", (3,))
+    with clock.phase("build"):
+        y = sg.sum(chain(x, LENGTH, mixed))
+    assert len(graph.nodes) > LENGTH
+    with clock.phase("differentiate"):
+        slope = sg.grad(y, x)
+    # Each tanh adds a square, a difference and a product; each factor a product.
+    assert len(graph.nodes) < 5 * LENGTH
+    with clock.phase("print"):
+        text = str(graph)
+    assert text.count("\n") >= len(graph.nodes) - 2
+    program = Program(graph, (x,), (y, slope))
+    with clock.phase("verify"):
+        verify(program)
+    with clock.phase("optimize"):
+        optimized = optimize(program, "infer", {})
+    assert LENGTH < len(optimized.nodes) < 5 * LENGTH
+    path = tmp_path / "chain.safetensors"
+    with clock.phase("save"):
+        sg.export(path, [y, slope], [x])
+    with clock.phase("load"):
+        loaded = sg.load(path)
+    assert LENGTH < len(loaded.nodes) < 5 * LENGTH
+    with clock.phase("evaluate"):
+        value = sg.evaluate(loaded.outputs[0], {loaded.inputs[0]: np.float32([0.1, 0.2, 0.3])})
+    assert np.isfinite(value)
+    with clock.phase("drop"):
+        del graph, x, y, slope, program, optimized, loaded
+    record_property("seconds", str(clock))
+    print(f"{LENGTH:,} nodes: {clock}")
+    assert sum(clock.seconds.values()) < BUDGET, str(clock)
+
+
+def test_compile_long_chain() -> None:
+    """3,000 dependent nodes, alone and with their derivative: the same values as the interpreter."""
+    graph = sg.Graph()
+    x = graph.input("x", (16,))
+    y = chain(x, 3000, mixed)
+    clock = Clock()
+    value = np.linspace(-1, 1, 16, dtype=np.float32)
+    with clock.phase("compile"):
+        function = sg.compile([x], y)
+        got = function(value)
+    with clock.phase("compile the derivative"):
+        slope = sg.grad(sg.sum(chain(x, 300, mixed)), x)
+        got_slope = sg.compile([x], slope)(value)
+    print(f"3,000 nodes: {clock}")
+    np.testing.assert_allclose(got, sg.evaluate(y, {x: value}), rtol=1e-4)
+    np.testing.assert_allclose(got_slope, sg.evaluate(slope, {x: value}), rtol=1e-3, atol=1e-6)
+    assert sum(clock.seconds.values()) < BUDGET, str(clock)
+
+
+def test_compile_long_chain_of_kernels() -> None:
+    """A chain that fusion must cut at every other node: 600 products of matrices."""
+    graph = sg.Graph()
+    x, w = graph.input("x", (8, 8)), graph.param("w", np.eye(8, dtype=np.float32) * np.float32(0.99))
+    y = chain(x, 600, lambda n, k: sg.maximum(n @ w, -1.0))
+    clock = Clock()
+    value = np.arange(64, dtype=np.float32).reshape(8, 8) / 64
+    with clock.phase("compile"):
+        got = sg.compile([x], y)(value)
+    print(f"600 products: {clock}")
+    np.testing.assert_allclose(got, sg.evaluate(y, {x: value}), rtol=1e-4)
+    assert clock.seconds["compile"] < BUDGET
+
+
+def test_wide_sum() -> None:
+    """One node with many readers, and a balanced tree over them."""
+    graph = sg.Graph()
+    x = graph.input("x", ())
+    terms = [x * float(k) for k in range(1, 4001)]
+    while len(terms) > 1:
+        terms = [a + b for a, b in zip(terms[::2], terms[1::2], strict=True)] if len(terms) % 2 == 0 else [
+            terms[0] + terms[1], *terms[2:]
+        ]  # fmt: skip
+    slope = sg.grad(terms[0], x)
+    assert sg.evaluate(slope, {x: np.float32(1)}) == 4000 * 4001 / 2
