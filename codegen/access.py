@@ -34,7 +34,12 @@ class NotAffineError(Exception):
         self.node = node
 
 
-def view_demands(node: Node, index: Point, guard: Guard, ranges: Ranges, stored: bool = False) -> list[Demand]:
+def demand_of(node: Node, index: Point, guard: Guard) -> Demand:
+    """An element of a node, with the index of axes of one element written in the one way it can be."""
+    return node, tuple([ZERO if d == 1 else i for i, d in zip(index, node.shape, strict=True)]), guard
+
+
+def view_demands(node: Node, index: Point, guard: Guard, ranges: Ranges) -> list[Demand]:
     """Which input elements one element of a view is made of. For concat and pad their guards say when each applies."""
     source = node.inputs[0]
     shape = static_shape(source.shape)
@@ -42,7 +47,7 @@ def view_demands(node: Node, index: Point, guard: Guard, ranges: Ranges, stored:
         case "permute":
             (axes,) = node.attrs
             place = {axis: k for k, axis in enumerate(axes)}
-            return [(source, tuple(index[place[axis]] for axis in range(len(shape))), guard)]
+            return [demand_of(source, tuple(index[place[axis]] for axis in range(len(shape))), guard)]
         case "broadcast":
             lead = len(index) - len(shape)
             return [
@@ -55,22 +60,22 @@ def view_demands(node: Node, index: Point, guard: Guard, ranges: Ranges, stored:
         case "slice":
             starts, _, steps = node.attrs
             point = tuple(i * step + start for i, start, step in zip(index, starts, steps, strict=True))
-            return [(source, point, guard)]
+            return [demand_of(source, point, guard)]
         case "flip":
             (axes,) = node.attrs
             point = tuple(
                 i * -1 + (d - 1) if k in axes else i for k, (i, d) in enumerate(zip(index, shape, strict=True))
             )
-            return [(source, point, guard)]
+            return [demand_of(source, point, guard)]
         case "reshape":
             point = reshape_point(index, static_shape(node.shape), shape, ranges)
             if point is None:
                 raise NotAffineError(source)
-            return [(source, point, guard)]
+            return [demand_of(source, point, guard)]
         case "pad":
             low, _, _ = node.attrs
             point = tuple([i + -int(shift) for i, shift in zip(index, low, strict=True)])
-            return [(source, point, guard + inside(point, shape, ranges))]
+            return [demand_of(source, point, guard + inside(point, shape, ranges))]
         case "concat":
             return concat_demands(node, index, guard, ranges)
         case _:
@@ -106,7 +111,7 @@ def concat_demands(node: Node, index: Point, guard: Guard, ranges: Ranges) -> li
         shape = static_shape(source.shape)
         point = (*index[:axis], index[axis] + -offset, *index[axis + 1 :])
         inner = inside(point[axis : axis + 1], shape[axis : axis + 1], ranges)
-        out.append((source, point, guard + inner))
+        out.append(demand_of(source, point, guard + inner))
         offset += shape[axis]
     return out
 

@@ -15,6 +15,7 @@ from codegen.executable import Executable, Launchable, value_name
 from codegen.group import Anchor, Group, group
 from codegen.loop import Buffer, For, Kernel, Load, Loop, Space, Store, loops_of
 from codegen.loop_print import kernel_text
+from codegen.loop_verify import verify as verify_kernel
 from codegen.lower import lower
 from codegen.plan import MemoryPlan, Place, Work, check, order, plan
 from codegen.prepare import prepare
@@ -71,6 +72,8 @@ def build(
     works, memory, standing = _place(program, works)
     if verify:
         check(works, memory, standing)
+        for work in works:
+            verify_kernel(work.kernel)
     clock.lap("plan", f"{memory.bytes} bytes of arena, {sum(memory.barriers)} barriers")
     compiled = _compile([w.kernel for w in works], store, target, tell)
     clock.lap("compile", f"{len({id(c) for c in compiled})} distinct kernels")

@@ -120,13 +120,13 @@ class _Partition:
                 self._merge(other, own)
                 return
         if shape[0] is Anchor.MAP or shape[0] is Anchor.ROWS:
-            self._join_sibling(node, own, sources)
+            self._join_sibling(own, sources, producers)
 
-    def _join_sibling(self, node: Node, own: int, sources: tuple[Node, ...]) -> None:
-        """Share loops with a cluster of the same shape that reads the same stored values."""
+    def _join_sibling(self, own: int, sources: tuple[Node, ...], producers: Sequence[int]) -> None:
+        """Share loops with a cluster of the same shape that reads the same stored values and computes none of them."""
         ids = {s.id for s in sources}
         for other in sorted(self.members, reverse=True):
-            if other == own or self.shape[other] != self.shape[own]:
+            if other == own or other in producers or self.shape[other] != self.shape[own]:
                 continue
             shared = any(s.id in ids for m in self.members[other] for s in self.sources[m.id])
             if shared and not self._reaches_around(other, own) and not self._reaches_around(own, other):

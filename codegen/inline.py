@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from codegen.access import Demand, Guard, Point, Ranges, concat_demands, is_leaf, never, view_demands
+from codegen.access import Demand, Guard, Point, Ranges, concat_demands, demand_of, is_leaf, never, view_demands
 from codegen.affine import linearize, variable
 from codegen.loop import Body, Buffer, Index, Let, Load, Space, Stmt, Within
 from symgrad import types
@@ -75,12 +75,12 @@ class Lowering:
     def bind(self, demand: Demand, name: str) -> None:
         """Give an element a name that a reduction, a contraction or a staged value already has."""
         scope = self.scopes[-1]
-        scope.named[demand] = name
+        scope.named[demand_of(*demand)] = name
         scope.names.add(name)
 
     def value(self, node: Node, index: Point, guard: Guard = ()) -> str:
         """Name one element of a node, writing what computes it in the outermost scope that can hold it."""
-        root = (node, index, guard)
+        root = demand_of(node, index, guard)
         stack = [root]
         while stack:
             demand = stack[-1]
@@ -117,7 +117,7 @@ class Lowering:
     def _take_demands(self, node: Node, index: Point, guard: Guard) -> list[Demand]:
         (axis,) = node.attrs
         array, indices = node.inputs
-        where = (indices, index[axis : axis + indices.ndim], guard)
+        where = demand_of(indices, index[axis : axis + indices.ndim], guard)
         name = self.lookup(where)
         if name is None:
             return [where]

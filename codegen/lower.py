@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from codegen.access import Point, at, loops_for, member_point, ranges_of
+from codegen.access import Point, at, is_leaf, loops_for, member_point, ranges_of
 from codegen.affine import ZERO, Affine, linearize, variable
 from codegen.costs import COSTS
-from codegen.group import Anchor, Group, is_leaf
+from codegen.group import Anchor, Group, point_shape
 from codegen.inline import Lowering
 from codegen.loop import Accumulate, Body, Buffer, Finish, For, Index, Init, Kernel, Let, Load, Loop, Space, Store
 from symgrad import types
@@ -110,7 +110,7 @@ class _Rows:
         return node.id in self.members and node.op.kind is Kind.REDUCE
 
     def _is_full(self, node: Node) -> bool:
-        return static_shape(node.shape) == self.group.domain
+        return point_shape(static_shape(node.shape)) == point_shape(self.group.domain)
 
     def _levels(self) -> None:
         """The pass in which each node can first be computed, and the passes that want it."""
@@ -158,7 +158,6 @@ class _Rows:
             fulls = [
                 n for n in group.nodes
                 if n.id in outputs and self._is_full(n) and not self._is_reduction(n) and self.level[n.id] == p
-                and not self._is_row(n)
             ]  # fmt: skip
             if not reductions and not fulls:
                 continue
@@ -170,7 +169,7 @@ class _Rows:
             for node in reductions:
                 self._accumulate(node, accumulators[node.id], point)
             for node in fulls:
-                _store(state, node, point)
+                _store(state, node, self._member_point(node, point))
             body = state.close()
             if all(loop.extent for loop in loops):
                 for stmt in _nest(loops, body):
@@ -183,30 +182,26 @@ class _Rows:
         self._row_outputs(len(self.passes), outputs, stored)
         return _finish(state, group, _nest(self.outer, state.close()))
 
-    def _is_row(self, node: Node) -> bool:
-        return member_point(node, self.group.domain, self._point(self.passes[0]), ()) is None
-
     def _point(self, loops: list[Loop]) -> Point:
-        names = {axis: loop.name for axis, loop in zip(self.group.axes, loops, strict=True)}
-        return tuple(variable(names.get(k, f"d{k}")) for k in range(len(self.group.domain)))
+        reduced = dict(zip(self.group.axes, loops, strict=True))
+        outer = iter(self.outer)
+        return tuple(at(reduced[k] if k in reduced else next(outer)) for k in range(len(self.group.domain)))
+
+    def _member_point(self, node: Node, point: Point) -> Point:
+        found = member_point(node, self.group.domain, point, self.group.axes)
+        assert found is not None
+        return found
 
     def _row_outputs(self, p: int, outputs: set[int], stored: set[int]) -> None:
         """Store what has one value per row as soon as the passes before have computed it."""
         for node in self.group.nodes:
-            row = self._is_reduction(node) or self._is_row(node)
+            row = self._is_reduction(node) or not self._is_full(node)
             if node.id not in outputs or node.id in stored or not row or self.level[node.id] > p:
                 continue
             stored.add(node.id)
             own = tuple(at(loop) for loop in self.outer)
             if not self._is_reduction(node):
-                found = member_point(
-                    node,
-                    self.group.domain,
-                    self._point(self.passes[0]),
-                    self.group.axes,
-                )
-                assert found is not None
-                own = found
+                own = self._member_point(node, self._point(self.passes[0]))
             _store(self.state, node, own)
 
     def _accumulator(self, node: Node) -> str:
@@ -224,7 +219,7 @@ class _Rows:
         self.state.emit(Accumulate(accumulator, ZERO, node.op.name, tuple(args)))
 
     def _row_offset(self, loops: list[Loop]) -> Affine:
-        return linearize((variable(loop.name) for loop in loops), (loop.extent for loop in loops))
+        return linearize((at(loop) for loop in loops), (loop.extent for loop in loops))
 
     def _store_staged(self, staged: dict[int, str], p: int, point: Point, loops: list[Loop]) -> None:
         for node in self.order:
@@ -233,7 +228,7 @@ class _Rows:
             size = 1
             for loop in loops:
                 size *= loop.extent
-            value = self.state.value(node, point)
+            value = self.state.value(node, self._member_point(node, point))
             staged[node.id] = self.state.local("s", node.dtype, size, Space.SCRATCH)
             self.state.emit(Store(staged[node.id], self._row_offset(loops), value))
 
@@ -242,7 +237,7 @@ class _Rows:
             if (buffer := staged.get(node.id)) and self.wanted[node.id]:
                 name = self.state.fresh()
                 self.state.emit(Load(name, buffer, self._row_offset(loops), node.dtype))
-                self.state.bind((node, point, ()), name)
+                self.state.bind((node, self._member_point(node, point), ()), name)
 
 
 def contract_extents(node: Node) -> dict[str, int]:
@@ -260,7 +255,7 @@ def _lower_contract(group: Group, stored: set[int]) -> Lowered:
     outer = [Loop(f"d{k}", sizes[label]) for k, label in enumerate(out)]
     summed = [label for label in left if label not in out]
     inner = [Loop(f"k{k}", sizes[label]) for k, label in enumerate(summed)]
-    names = {label: variable(loop.name) for label, loop in zip((*out, *summed), (*outer, *inner), strict=True)}
+    names = {label: at(loop) for label, loop in zip((*out, *summed), (*outer, *inner), strict=True)}
     state = Lowering(stored - {n.id for n in group.nodes}, ranges_of([*outer, *inner]))
     state.open(*(loop.name for loop in outer))
     accumulator = state.local("a", node.dtype, 1, Space.REG)

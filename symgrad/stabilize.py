@@ -25,14 +25,24 @@ total = operator("sum")
 _ROUTE = frozenset(("broadcast", "reshape"))
 
 
+def _folded(node: Node) -> Node:
+    return apply("negative", apply("abs", node))
+
+
 def _softplus(node: Node) -> Node:
     """max(x, 0) + log1p(exp(-|x|)): both terms are of one sign, and exp never overflows."""
-    small = apply("exp", apply("negative", apply("abs", node)))
+    small = apply("exp", _folded(node))
     return apply("add", apply("maximum", node, constant_like(node, 0)), apply("log1p", small))
 
 
 def softplus(graph: Graph, bound: Bindings) -> Node:
     return _softplus(bound["x"])
+
+
+def folded_softplus(graph: Graph, bound: Bindings) -> Node | None:
+    """Softplus of log1p(exp(x)); None where x is its own -|x|, for which the result would hold the left side again."""
+    node: Node = bound["x"]
+    return None if _folded(node) is node else _softplus(node)
 
 
 def minus_softplus(graph: Graph, bound: Bindings) -> Node:
@@ -176,7 +186,7 @@ STABILIZING: tuple[AnyRule, ...] = (
         improves=True,
     ),
     Rule("log_one_plus_exp", log(add(exp(x), 1)), softplus, exact=False, improves=True),
-    Rule("log1p_exp", log1p(exp(x)), softplus, when=(when(is_unfolded, x),), exact=False, improves=True),
+    Rule("log1p_exp", log1p(exp(x)), folded_softplus, when=(when(is_unfolded, x),), exact=False, improves=True),
     Rule("log_sigmoid", log(sigmoid(x)), log_sigmoid, exact=False, improves=True),
     Rule("log_one_minus_sigmoid", log(subtract(1, sigmoid(x))), minus_softplus, exact=False, improves=True),
     Rule("log1p_minus_sigmoid", log1p(negative(sigmoid(x))), minus_softplus, exact=False, improves=True),

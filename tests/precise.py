@@ -99,6 +99,9 @@ def as_objects(array: Any) -> np.ndarray:
 def _value(node: Node, sources: list[Any]) -> Any:
     op = node.op
     attrs = dict(zip(op.attrs, node.attrs, strict=True))
+    if op.ref is not None and sources and not any(n.dtype.is_float for n in (node, *node.inputs)):
+        # Integers and booleans keep NumPy's meaning.
+        return op.ref(*map(np.asarray, sources), **attrs)
     if op.name in FUNCTIONS:
         result = np.asarray(np.frompyfunc(FUNCTIONS[op.name], len(sources), 1)(*map(as_objects, sources)))
         return result.astype(bool) if node.dtype.kind == "b" else result

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from op_cases import CASES, FLAT, SMOOTH, Case, Exactness, values_of
-from oracles import differs, directional, dot, first_of, precise_all, run_poisoned, steps_apart, true_values
+from oracles import Derived, check_derivatives, derive, differs, first_of, function, run_poisoned, steps_apart, true_values
 
 import symgrad as sg
 from codegen import jit
-from symgrad.api import make_executable
-from symgrad.function import Function, Structure
+from symgrad.function import Function
 from symgrad.graph import Graph, Node
 from symgrad.opdef import OPS
 from symgrad.program import Program
@@ -105,11 +104,6 @@ def bench(name: str) -> Bench:
     expected = sg.evaluate(outputs, dict(zip(inputs, arrays, strict=True)))
     program = Program(graph, tuple(inputs), tuple(outputs), name=name)
     return Bench(tuple(CASES[name]), program, tuple(operands), tuple(expected))
-
-
-def function(program: Program, *, workers: int = 1, **options: Any) -> Function:
-    make = functools.partial(make_executable, phase="infer", workers=workers, **options)
-    return Function(program, Structure(tuple), make)
 
 
 @functools.cache
@@ -263,66 +257,6 @@ def _is_common(case: Case) -> bool:
 
 
 # Derivatives.
-
-
-@dataclass(frozen=True)
-class Derived:
-    """A weighted sum of the outputs of smooth cases, and its derivatives of order 1 and 2."""
-
-    inputs: list[Node]
-    feeds: dict[Node, Array]
-    scalars: list[Node]
-    gradients: list[list[Node]]
-    along: list[Array]
-
-
-def derive(inputs: list[Node], arrays: list[Array], out: Node, orders: int) -> Derived:
-    """Each order differentiates a weighted sum of the order before, so that every element counts differently."""
-    rng = np.random.default_rng(11)
-    feeds = dict(zip(inputs, arrays, strict=True))
-    wrt = [n for n in inputs if n.dtype.is_float]
-    scalar = _weighted(out, rng)
-    scalars: list[Node] = []
-    gradients: list[list[Node]] = []
-    for _ in range(orders):
-        scalars.append(scalar)
-        gradients.append(sg.grad(scalar, wrt))
-        parts = [_weighted(g, rng) for g in gradients[-1]]
-        scalar = functools.reduce(lambda a, b: a + b, parts)
-    along = [rng.normal(0, 1, feeds[n].shape) for n in wrt]
-    return Derived(inputs, feeds, scalars, gradients, along)
-
-
-def _weighted(node: Node, rng: np.random.Generator) -> Node:
-    weights = rng.uniform(0.5, 1.5, tuple(int(e) for e in node.shape))
-    return sg.sum(node * np.asarray(weights))
-
-
-def check_derivatives(derived: Sequence[Derived], *, agreement: float = 1e-20) -> None:
-    """Gradient graphs in 50 digits against differences of what they derive, compiled against 50 digits."""
-    for one in derived:
-        wrt = [n for n in one.inputs if n.dtype.is_float]
-        for order, (scalar, gradients) in enumerate(zip(one.scalars, one.gradients, strict=True), 1):
-            slope, size = dot(precise_all(gradients, one.feeds), one.along)
-            truth = directional(scalar, wrt, one.feeds, one.along)
-            assert abs(slope - truth) <= agreement * max(size, abs(truth), 1), (
-                f"order {order}: the graph gives {slope}, differences give {truth}"
-            )
-    graph = derived[0].inputs[0].graph
-    inputs = [n for one in derived for n in one.inputs]
-    outputs = [g for one in derived for some in one.gradients for g in some]
-    arrays = [one.feeds[n] for one in derived for n in one.inputs]
-    made = function(Program(graph, tuple(inputs), tuple(outputs), name="derivatives"))
-    results = iter(run_poisoned(made, arrays))
-    for one in derived:
-        for order, gradients in enumerate(one.gradients, 1):
-            meant = sg.evaluate(gradients, one.feeds)
-            for node, numpy in zip(gradients, meant, strict=True):
-                got, truth = next(results), precise_all([node], one.feeds)[0].astype(np.float64)
-                scale = np.max(np.abs(truth), initial=1.0)
-                assert got.dtype == numpy.dtype
-                assert np.all(np.abs(got - truth) <= 1e-10 * scale), f"compiled, order {order}: {got} is not {truth}"
-                assert np.all(np.abs(numpy - truth) <= 1e-10 * scale), f"NumPy, order {order}: {numpy} is not {truth}"
 
 
 @pytest.mark.parametrize("name", SMOOTH)

@@ -1,0 +1,211 @@
+"""Functions made of operators: compiled against the interpreter, first derivatives, and the gradient conventions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from oracles import check_derivatives, derive, differs, function, run_poisoned
+
+import symgrad as sg
+from symgrad.graph import Graph, Node
+from symgrad.program import Program
+
+Build = Callable[..., Node]
+_ROWS = np.array([2, -1, 0, 2], np.int64)
+_LABELS = np.array([0, 4, 2], np.int32)
+
+# Name, function, shapes of its floating operands. Values lie in [0.3, 1.7], centered where the function has a corner.
+COMPOSITES: dict[str, tuple[Build, list[tuple[int, ...]]]] = {
+    "softmax": (sg.nn.softmax, [(3, 5)]),
+    "softmax_first": (lambda x: sg.nn.softmax(x, axis=0), [(17, 3)]),
+    "softmax_one": (sg.nn.softmax, [(4, 1)]),
+    "softmax_33": (sg.nn.softmax, [(7, 33)]),
+    "log_softmax": (sg.nn.log_softmax, [(3, 5)]),
+    "log_softmax_middle": (lambda x: sg.nn.log_softmax(x, axis=1), [(2, 5, 3)]),
+    "softmax_cross_entropy": (lambda x: sg.nn.softmax_cross_entropy(x, _LABELS), [(3, 5)]),
+    "softmax_cross_entropy_weights": (lambda x, t: sg.nn.softmax_cross_entropy(x, t), [(3, 5), (3, 5)]),
+    "binary_cross_entropy": (sg.nn.binary_cross_entropy, [(3, 5), (3, 5)]),
+    "mse": (sg.nn.mse, [(3, 5), (3, 5)]),
+    "huber": (sg.nn.huber, [(3, 5), (3, 5)]),
+    "layer_norm": (lambda x, s, b: sg.nn.layer_norm(x, s, b), [(3, 17), (17,), (17,)]),
+    "layer_norm_two_axes": (lambda x: sg.nn.layer_norm(x, axis=(1, 2)), [(2, 3, 5)]),
+    "rms_norm": (lambda x, s: sg.nn.rms_norm(x, s), [(3, 17), (17,)]),
+    "gelu": (sg.nn.gelu, [(33,)]),
+    "gelu_tanh": (lambda x: sg.nn.gelu(x, "tanh"), [(33,)]),
+    "silu": (sg.nn.silu, [(33,)]),
+    "elu": (lambda x: sg.nn.elu(x - 1.0), [(33,)]),
+    "relu": (lambda x: sg.nn.relu(x - 1.0), [(33,)]),
+    "leaky_relu": (lambda x: sg.nn.leaky_relu(x - 1.0), [(33,)]),
+    "softplus": (lambda x: sg.nn.softplus((x - 1.0) * 30.0), [(33,)]),
+    "linear": (sg.nn.linear, [(3, 5), (5, 4), (4,)]),
+    "dropout": (lambda x: sg.nn.dropout(x, 0.5), [(33,)]),
+    "mean": (sg.mean, [(3, 5)]),
+    "mean_axis": (lambda x: sg.mean(x, axis=0, keepdims=True), [(3, 17)]),
+    "var": (lambda x: sg.var(x, axis=-1), [(3, 17)]),
+    "std": (sg.std, [(3, 5)]),
+    "log_sum_exp": (lambda x: sg.log_sum_exp(x, axis=1), [(3, 17)]),
+    "log_sum_exp_all": (sg.log_sum_exp, [(3, 5)]),
+    "logaddexp": (sg.logaddexp, [(3, 5), (5,)]),
+    "sinh": (sg.sinh, [(17,)]),
+    "cosh": (sg.cosh, [(17,)]),
+    "erfc": (sg.erfc, [(17,)]),
+    "log2": (sg.log2, [(17,)]),
+    "log10": (sg.log10, [(17,)]),
+    "clip": (lambda x: sg.clip(x, 0.7, 1.3), [(33,)]),
+    "power_3": (lambda x: (x - 1.0) ** 3, [(17,)]),
+    "power_-1.5": (lambda x: x**-1.5, [(17,)]),
+    "power_of_two": (lambda x: 2.0**x, [(17,)]),
+    "power_of_node": (lambda x, y: x**y, [(17,), (17,)]),
+    "prod": (lambda x: sg.prod(x, axis=1), [(3, 5)]),
+    "matmul": (lambda x, y: x @ y, [(5, 7), (7, 3)]),
+    "matmul_vector": (lambda x, y: x @ y, [(5, 7), (7,)]),
+    "matmul_row": (lambda x, y: x @ y, [(7,), (7, 5)]),
+    "matmul_batch": (lambda x, y: x @ y, [(2, 5, 7), (7, 3)]),
+    "matmul_broadcast": (lambda x, y: x @ y, [(2, 1, 3, 4), (3, 4, 2)]),
+    "matmul_transposed": (lambda x, y: x.mT @ y.T, [(7, 5), (3, 7)]),
+    "matmul_fused": (lambda x, w, b: sg.tanh(sg.sin(x) @ w + b) * 2.0, [(5, 7), (7, 17), (17,)]),
+    "matmul_twice": (lambda x, y: (x @ y) @ (x @ y).T, [(5, 7), (7, 3)]),
+    "matmul_square": (lambda x: x @ x + x.T @ x, [(5, 5)]),
+    "einsum_sum": (lambda x: sg.einsum("abc->b", x), [(2, 3, 4)]),
+    "einsum_bilinear": (lambda x, w, y: sg.einsum("bi,ijo,bj->bo", x, w, y), [(3, 4), (4, 2, 5), (3, 2)]),
+    "einsum_attention": (lambda q, k: sg.einsum("bqhd,bkhd->bhqk", q, k), [(2, 3, 2, 4), (2, 5, 2, 4)]),
+    "einsum_hadamard": (lambda x, y: sg.einsum("ij,ij->ij", x, y), [(3, 5), (3, 5)]),
+    "einsum_ellipsis": (lambda x, y: sg.einsum("...ij,jk->...ik", x, y), [(2, 3, 4, 5), (5, 2)]),
+    "tensordot": (lambda x, y: sg.tensordot(x, y, axes=2), [(2, 3, 4), (3, 4, 5)]),
+    "vecdot": (sg.vecdot, [(3, 17), (17,)]),
+    "take": (lambda x: sg.take(x, _ROWS, axis=0), [(3, 5)]),
+    "take_last": (lambda x: sg.take(x, _ROWS, axis=-1), [(3, 5)]),
+    "take_square": (lambda x: sg.take(x * x, _ROWS.reshape(2, 2), axis=1), [(2, 3, 4)]),
+    "take_along_axis": (lambda x: sg.take_along_axis(x, np.array([[1], [0], [-1]]), axis=1), [(3, 5)]),
+    "scatter_add": (lambda x, u: sg.scatter_add(x, _ROWS, u), [(3, 5), (4, 5)]),
+    "index_array": (lambda x: x[_ROWS], [(3, 5)]),
+    "slice_step": (lambda x: x[1::2], [(17,)]),
+    "slice_back": (lambda x: x[::-1], [(17,)]),
+    "slice_back_step": (lambda x: x[15:2:-3], [(17,)]),
+    "slice_mixed": (lambda x: x[::-2, None, 1, ..., 3:1:-1], [(5, 3, 2, 5)]),
+    "slice_empty": (lambda x: sg.concat([x[3:3], x[:1]]), [(5,)]),
+    "slice_twice": (lambda x: x[1:, ::2][::-1, 1:], [(5, 9)]),
+    "pad": (lambda x: sg.pad(x * x, ((1, 2), (0, 3)), constant_values=2.0), [(3, 5)]),
+    "pad_slice": (lambda x: sg.pad(x, 2)[1:-1, ::-1], [(3, 5)]),
+    "concat": (lambda x, y: sg.concat([x, y * y, x], axis=1), [(3, 5), (3, 1)]),
+    "concat_sum": (lambda x, y: sg.sum(sg.concat([x, y], axis=0), axis=0), [(3, 5), (4, 5)]),
+    "concat_matmul": (lambda x, y: sg.concat([x, y], axis=1) @ x, [(5, 3), (5, 2)]),
+    "stack": (lambda x, y: sg.stack([x, y], axis=1), [(3, 5), (3, 5)]),
+    "split": (lambda x: sg.split(x, 3, axis=1)[1] * sg.split(x, 3, axis=1)[2], [(2, 9)]),
+    "unstack": (lambda x: sg.unstack(x)[0] - sg.unstack(x)[2], [(3, 5)]),
+    "flip": (lambda x: sg.flip(x) * x, [(3, 5)]),
+    "roll": (lambda x: sg.roll(x, 2, axis=1) * x, [(3, 5)]),
+    "tile": (lambda x: sg.tile(x, (2, 3)), [(3, 5)]),
+    "repeat": (lambda x: sg.repeat(x, 3, axis=1), [(3, 5)]),
+    "tril": (lambda x: sg.tril(x, -1), [(5, 5)]),
+    "triu": (lambda x: sg.triu(x, 1), [(3, 7)]),
+    "transpose_sum": (lambda x: sg.sum(sg.permute_dims(x, (2, 0, 1)) * 2.0, axis=1), [(2, 3, 5)]),
+    "reshape_softmax": (lambda x: sg.nn.softmax(sg.reshape(x, (5, 6)).T), [(2, 3, 5)]),
+    "max_minus": (lambda x: x - sg.max(x, axis=0), [(5, 7)]),
+    "normalized": (lambda x: x / sg.sum(x, axis=1, keepdims=True), [(5, 7)]),
+    "attention": (
+        lambda q, k, v: sg.nn.softmax((q @ k.mT) * 0.5) @ v,
+        [(2, 5, 4), (2, 7, 4), (2, 7, 3)],
+    ),
+    "outer_of_sums": (lambda x: sg.sum(x, axis=1, keepdims=True) * sg.sum(x, axis=0, keepdims=True), [(5, 7)]),
+    "scalars": (lambda x, y: sg.exp(x) * y + sg.where(x > y, x, y), [(), ()]),
+}
+
+
+def _arrays(shapes: list[tuple[int, ...]], dtype: Any) -> list[np.ndarray]:
+    rng = np.random.default_rng(3)
+    return [np.asarray(rng.uniform(0.3, 1.7, shape)).astype(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_compiled_is_the_meaning(name: str):
+    build, shapes = COMPOSITES[name]
+    graph = Graph()
+    inputs: list[Node] = []
+    outputs: list[Node] = []
+    for dtype in ("float32", "float64"):
+        nodes = [graph.input(f"{dtype}_{k}", shape, dtype) for k, shape in enumerate(shapes)]
+        outputs.append(build(*nodes))
+        inputs += nodes
+        assert outputs[-1].dtype.name == dtype
+    arrays = _arrays(shapes, np.float32) + _arrays(shapes, np.float64)
+    meant = sg.evaluate(outputs, dict(zip(inputs, arrays, strict=True)))
+    program = Program(graph, tuple(inputs), tuple(outputs), name=name)
+    for rules in (True, False):
+        for got, expected in zip(run_poisoned(function(program, rules=rules), arrays), meant, strict=True):
+            assert got.dtype == expected.dtype
+            tolerance = 100 * float(np.finfo(got.dtype).eps)
+            np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance, err_msg=f"rules={rules}")
+
+
+@pytest.mark.parametrize("name", [n for n in COMPOSITES if n != "dropout"])
+def test_first_derivative(name: str):
+    build, shapes = COMPOSITES[name]
+    graph = Graph()
+    nodes = [graph.input(f"x{k}", shape, "float64") for k, shape in enumerate(shapes)]
+    check_derivatives([derive(nodes, _arrays(shapes, np.float64), build(*nodes), 1)])
+
+
+# What derivatives are where functions have corners or poles: function, points, first and second derivative there.
+_INF, _NAN = np.inf, np.nan
+CONVENTIONS: dict[str, tuple[Callable[[Node], Node], list[float], list[float], list[float]]] = {
+    "abs": (sg.abs, [-2, 0, 3], [-1, 0, 1], [0, 0, 0]),
+    "sign": (sg.sign, [-2, 0, 3], [0, 0, 0], [0, 0, 0]),
+    "relu": (sg.nn.relu, [-2, 0, 3], [0, 0, 1], [0, 0, 0]),
+    "maximum_zero": (lambda x: sg.maximum(x, 0.0), [-2, 0, 3], [0, 0, 1], [0, 0, 0]),
+    "maximum_self": (lambda x: sg.maximum(x, x), [-2, 0, 3], [1, 1, 1], [0, 0, 0]),
+    "minimum": (lambda x: sg.minimum(x, 1.0), [-2, 1, 3], [1, 0, 0], [0, 0, 0]),
+    "clip": (lambda x: sg.clip(x, -1.0, 1.0), [-2, -1, 0, 1, 2], [0, 0, 1, 0, 0], [0] * 5),
+    "where": (lambda x: sg.where(x > 0, x, 0.0), [-2, 0, 3], [0, 0, 1], [0, 0, 0]),
+    "square": (lambda x: x**2, [-2, 0, 3], [-4, 0, 6], [2, 2, 2]),
+    "cube": (lambda x: x**3, [-2, 0, 3], [12, 0, 27], [-12, 0, 18]),
+    "fifth": (lambda x: x**5, [-2, 0, 1], [80, 0, 5], [-160, 0, 20]),
+    "one": (lambda x: x**0, [-2, 0, 3], [0, 0, 0], [0, 0, 0]),
+    "linear": (lambda x: 3.0 * x, [-2, 0, 3], [3, 3, 3], [0, 0, 0]),
+    "constant_power": (lambda x: 0.0**x, [1, 2, 3], [0, 0, 0], [0, 0, 0]),
+    "floor": (sg.floor, [-0.5, 0, 3], [0, 0, 0], [0, 0, 0]),
+    "round": (sg.round, [-0.5, 0, 3], [0, 0, 0], [0, 0, 0]),
+    "as_integer": (lambda x: sg.astype(sg.astype(x, sg.int32), sg.float64), [-2, 0, 3], [0, 0, 0], [0, 0, 0]),
+    "sqrt": (sg.sqrt, [0, 4], [_INF, 0.25], [-_INF, -1 / 32]),
+    "safe_log": (lambda x: sg.where(x > 0, sg.log(x), 0.0), [-1, 0, 2], [0, 0, 0.5], [0, 0, -0.25]),
+    "safe_sqrt": (lambda x: sg.where(x > 0, sg.sqrt(x), 0.0), [-1, 0, 4], [0, 0, 0.25], [0, 0, -1 / 32]),
+    "safe_quotient": (lambda x: sg.where(sg.not_equal(x, 0), 1.0 / x, 0.0), [0, 2], [0, -0.25], [0, 0.25]),
+    "overflow_not_taken": (lambda x: sg.where(x < 100, sg.exp(x), 1.0), [0, 1000], [1, 0], [1, 0]),
+    "softplus": (sg.nn.softplus, [-800, 0, 800], [0, 0.5, 1], [0, 0.25, 0]),
+    "sigmoid": (sg.sigmoid, [-800, 0, 800], [0, 0.25, 0], [0, 0, 0]),
+    "tanh": (sg.tanh, [-800, 0, 800], [0, 1, 0], [0, 0, 0]),
+    "one_zero_in_prod": (lambda x: sg.prod(x), [0, 2, 3], [6, 0, 0], [5, 3, 2]),
+    "two_zeros_in_prod": (lambda x: sg.prod(x), [0, 0, 3], [0, 0, 0], [3, 3, 0]),
+    "three_zeros_in_prod": (lambda x: sg.prod(x), [0, 0, 0], [0, 0, 0], [0, 0, 0]),
+    "max_ties": (sg.max, [1, 5, 5], [0, 0.5, 0.5], [0, 0, 0]),
+    "min_ties": (sg.min, [1, 1, 1], [1 / 3] * 3, [0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("name", CONVENTIONS)
+@pytest.mark.parametrize("rules", [True, False])
+def test_conventions(name: str, rules: bool):
+    build, points, first, second = CONVENTIONS[name]
+    graph = Graph()
+    x = graph.input("x", (len(points),), "float64")
+    slope = sg.grad(sg.sum(build(x)), x)
+    curvature = sg.grad(sg.sum(slope), x)
+    array = np.array(points, np.float64)
+    made = function(Program(graph, (x,), (slope, curvature), name=name), rules=rules)
+    for got in (run_poisoned(made, [array]), sg.evaluate([slope, curvature], {x: array})):
+        np.testing.assert_allclose(got[0], first, rtol=1e-14, atol=1e-300)
+        np.testing.assert_allclose(got[1], second, rtol=1e-14, atol=1e-300)
+
+
+def test_cross_entropy_of_huge_logits_is_finite():
+    graph = Graph()
+    x = graph.input("x", (2, 3))
+    loss = sg.sum(sg.nn.softmax_cross_entropy(x, np.array([0, 1])))
+    largest = float(np.finfo(np.float32).max)
+    array = np.array([[largest, -largest, 0], [0, 1e30, -1e30]], np.float32)
+    value, slope = run_poisoned(function(Program(graph, (x,), (loss, sg.grad(loss, x)))), [array])
+    assert value == 0
+    assert differs(slope, np.zeros((2, 3), np.float32), zeros=False) is None
