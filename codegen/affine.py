@@ -106,6 +106,8 @@ def delinearize(
     offset: Affine, shape: tuple[int, ...], ranges: Mapping[str, tuple[int, int]]
 ) -> tuple[Affine, ...] | None:
     """The index of a row-major element offset; None when it is not affine."""
+    if 0 in shape:
+        return (ZERO,) * len(shape)  # there is no element to find
     index: list[Affine] = []
     for axis in range(len(shape) - 1, 0, -1):
         if shape[axis] == 1:

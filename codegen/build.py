@@ -124,7 +124,7 @@ def _works(program: Program, target: Target, tell: Report) -> list[Work]:
     groups, naive = _groups(program)
     works: list[Work] = []
     for one, (kernel, params) in zip(groups, naive, strict=True):
-        if any(b.written and b.size == 0 for b in kernel.params):
+        if all(b.size == 0 for b in kernel.params if b.written):
             continue
         value_of = {b.name: value_name(n) for b, n in zip(kernel.params, params, strict=True)}
         scheduled = schedule(kernel, one.anchor, target)

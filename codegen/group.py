@@ -39,7 +39,8 @@ Loops: TypeAlias = tuple[Anchor, tuple[int, ...], tuple[int, ...]]
 
 RECOMPUTE_LIMIT = 12
 INLINE_LIMIT = 400
-STREAM_BYTES = 8
+# Cost per element of the largest kernel: code generation takes more than its share of time for larger ones.
+GROUP_LIMIT = 1500
 
 
 def point_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -66,6 +67,7 @@ class _Partition:
             for source in node.inputs:
                 self.readers[source.id].append(node)
         self.roots = {n.id for n in program.roots if not is_leaf(n)}
+        self.cost: dict[int, int] = {}
         self.stored = self._stored({n.id for n in realized})
         self.cluster: dict[int, int] = {}
         self.members: dict[int, list[Node]] = {}
@@ -82,15 +84,16 @@ class _Partition:
                 stored |= {_through_views(i).id for i in node.inputs if not _is_free(_through_views(i))}
         weight: dict[int, int] = {}
         for node in self.nodes:
-            if is_leaf(node) or node.id in stored:
+            if is_leaf(node):
                 weight[node.id] = 1
                 continue
-            total = COSTS.get(node.op.name, 1) + sum(weight[i.id] for i in node.inputs)
+            total = self.cost[node.id] = COSTS.get(node.op.name, 1) + sum(weight[i.id] for i in node.inputs)
             weight[node.id] = total if node.op.kind is Kind.POINTWISE else total - 1
             readers = {r.id for r in self.readers[node.id]}
             shared = len(readers) > 1 and total > RECOMPUTE_LIMIT and node.op.kind is Kind.POINTWISE
             if shared or total > INLINE_LIMIT or self._spreads(node, total):
                 stored.add(node.id)
+            if node.id in stored:
                 weight[node.id] = 1
         return stored
 
@@ -115,7 +118,7 @@ class _Partition:
         producers = sorted({self.cluster[s.id] for s in sources if s.id in self.cluster}, reverse=True)
         for other in producers:
             joint = self._joint_loops(node, other)
-            if joint is not None and not self._reaches_around(other, own):
+            if joint is not None and self._fits(other, own) and not self._reaches_around(other, own):
                 self.shape[other] = joint
                 self._merge(other, own)
                 return
@@ -129,11 +132,18 @@ class _Partition:
             if other == own or other in producers or self.shape[other] != self.shape[own]:
                 continue
             shared = any(s.id in ids for m in self.members[other] for s in self.sources[m.id])
-            if shared and not self._reaches_around(other, own) and not self._reaches_around(own, other):
+            if not shared or not self._fits(other, own):
+                continue
+            if not self._reaches_around(other, own) and not self._reaches_around(own, other):
                 self._merge(other, own)
                 return
 
+    def _fits(self, one: int, other: int) -> bool:
+        """Whether two clusters make a kernel of a size that still compiles in proportion to it."""
+        return self.cost[one] + self.cost[other] <= GROUP_LIMIT
+
     def _merge(self, keep: int, gone: int) -> None:
+        self.cost[keep] += self.cost[gone]
         for member in self.members.pop(gone):
             self.cluster[member.id] = keep
             self.members[keep].append(member)

@@ -200,6 +200,14 @@ class Lowering:
     def _define_concat(self, demand: Demand) -> None:
         node, index, guard = demand
         parts = [d for d in concat_demands(node, index, guard, self.ranges) if not never(d[2], self.ranges)]
+        if not parts:
+            # All parts are empty, or the guard holds for none: nothing reads the value.
+            scope = self._home(demand)
+            zero = self.constant(Literal(np_zero(node.dtype)), node.dtype)
+            scope.stmts.append(zero)
+            scope.names.add(zero.name)
+            self._alias(demand, zero.name)
+            return
         value = self._named(parts[-1])
         for part in parts[-2::-1]:
             # Earlier parts end where later ones begin: the upper guard alone decides.

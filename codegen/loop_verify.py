@@ -334,18 +334,20 @@ class _Verifier:
 def highest(index: Affine, guards: Iterable[Affine], ranges: Mapping[str, tuple[int, int]]) -> int | None:
     """An upper bound of an index where every guard is at least 0; None when a variable has no known range.
 
-    Adding a multiple of a guard can only raise the index there, and cancels the variables they share.
+    Adding a multiple of a guard can only raise the index there, and cancels the variables they share. Guards that
+    contradict each other would lower the bound for ever, so only as many steps are taken as guards can help with.
     """
     span = index.range(ranges)
     if span is None:
         return None
     guards = tuple(guards)
-    while True:
+    for _ in range(4 * len(guards)):
         raised = [(bound[1], k, one) for k, one in enumerate(_raised(index, guards)) if (bound := one.range(ranges))]
         best = min(raised, default=None, key=lambda one: one[:2])
         if best is None or best[0] >= span[1]:
-            return span[1]
+            break
         index, span = best[2], (0, best[0])
+    return span[1]
 
 
 def _raised(index: Affine, guards: Iterable[Affine]) -> Iterator[Affine]:

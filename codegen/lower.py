@@ -313,5 +313,6 @@ def _lower_scatter(group: Group, stored: set[int]) -> Lowered:
 
 def _nest(loops: Sequence[Loop], body: Body) -> Body:
     for loop in reversed(loops):
-        body = (For(loop, body),)
+        if loop.extent != 1:  # `at` has written its index as a constant
+            body = (For(loop, body),)
     return body

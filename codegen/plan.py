@@ -100,7 +100,7 @@ def plan(works: Sequence[Work], sizes: Mapping[str, int], fixed: Mapping[str, Pl
     total = 0
     for value in sorted(life, key=lambda v: (-sizes[v], life[v])):
         taken = sorted((p.offset, p.offset + p.size) for other, p in placed if _meet(life[other], life[value]))
-        offset, size = 0, -(-max(sizes[value], 1) // ALIGNMENT) * ALIGNMENT
+        offset, size = 0, -(-sizes[value] // ALIGNMENT) * ALIGNMENT
         for start, stop in taken:
             if offset + size <= start:
                 break
@@ -160,7 +160,10 @@ def check(works: Sequence[Work], memory: MemoryPlan, standing: Iterable[str]) ->
         for value in work.reads:
             place = memory.places[value]
             found = (place.offset, place.offset + place.size, value)
-            assert found in cells.get(place.slot, []), f"{work.label} reads {value}, which is not in its place"
+            # Nothing writes a value without elements, and nothing of it is read.
+            assert not place.size or found in cells.get(place.slot, []), (
+                f"{work.label} reads {value}, which is not in its place"
+            )
         for other in since:
             for value in work.writes:
                 clash = [v for v in other.values if memory.places[v].overlaps(memory.places[value])]

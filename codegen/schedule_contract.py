@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from codegen.costs import COSTS
 from codegen.loop import Finish, Kernel, Let, Loop, Store, loops_of
 from codegen.stage import Contraction, Panel, contraction_of, fill_panel, stage, stage_panel
-from codegen.steps import Block, Distribute, Parallel, Spill, Split, Step, Unroll, Vectorize, apply
+from codegen.steps import Block, Distribute, Join, Parallel, Spill, Split, Step, Unroll, Vectorize, apply
 from codegen.target import Target
 
 # Iterations that make a parallel loop worth having.
@@ -48,7 +48,7 @@ def schedule_contract(kernel: Kernel, target: Target) -> list[tuple[Kernel, tupl
     """Scheduled kernels and their steps: those that pack factors where it pays, then the contraction itself.
 
     Columns that every row passes once are packed by each worker as a panel in its scratch memory; columns that come
-    back for every block of rows are packed once, before.
+    back for every block of rows, or that are many matrices, are packed once, before.
     """
     if not _has_sum(kernel):
         return [_plain(kernel)]
@@ -59,7 +59,8 @@ def schedule_contract(kernel: Kernel, target: Target) -> list[tuple[Kernel, tupl
     row_factor, column_factor = _factors(shape, tiling)
     out: list[tuple[Kernel, tuple[Step, ...]]] = []
     panel: Panel | None = None
-    if tiling.pack_columns and tiling.row_block is None:
+    batched = any(o.name in shape.loops_of(column_factor) for o in shape.outer if o.name != tiling.columns)
+    if tiling.pack_columns and tiling.row_block is None and not batched:
         kernel, panel = stage_panel(
             kernel, shape, column_factor, tiling.columns, tiling.column_tile, tiling.lanes, "panel"
         )
@@ -225,7 +226,7 @@ def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
     sizes = [extents[n] for n in blocks]
     column_blocks = -(-extents[columns] // tiling.column_tile)
     if rows is None:
-        steps += _inward(f"{inner}.1", f"{inner}.0", levels=levels)
+        steps += [*_inward(f"{inner}.1", f"{inner}.0", levels=levels), Join(f"{columns}.0")]
         blocks.append(f"{columns}.0")
         sizes.append(column_blocks)
     else:
@@ -235,7 +236,8 @@ def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
             steps.append(Split(rows, block))
             tile = f"{rows}.1"
         steps += [Split(tile, tiling.row_tile), Unroll(f"{tile}.1")]
-        steps += [Distribute(f"{tile}.1"), *_inward(f"{inner}.1", f"{inner}.0", f"{tile}.1", levels=levels)]
+        steps += [Distribute(f"{tile}.1"), *_inward(f"{inner}.1", f"{inner}.0", levels=levels), Join(f"{tile}.1")]
+        steps += _inward(f"{tile}.1", levels=levels)
         # Columns outside rows: the panel of columns stays in the cache while the rows of a block pass by.
         steps.append(Distribute(f"{tile}.0"))
         if block is not None:

@@ -143,7 +143,7 @@ def _row_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     reduced = max(_unit_stride(f.body, f.loop.name) for f in passes)
     outer = [f for f in loops_of(kernel.body) if f.loop.name.startswith("d")]
     kept = max((_unit_stride(passes[0].body, f.loop.name), k) for k, f in enumerate(outer)) if outer else (0, 0)
-    if kept[0] > reduced and len({f.loop.name for f in passes}) == 1:
+    if outer and kept[0] > reduced and len({f.loop.name for f in passes}) == 1:
         return _column_steps(outer[kept[1]], outer, target.lanes(itemsize))
     steps: list[Step] = []
     for name in dict.fromkeys(f.loop.name for f in passes):

@@ -67,6 +67,13 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Join:
+    """Inside `loop`, run summations over the same range together: those of whole vectors and of what is left over."""
+
+    loop: str
+
+
+@dataclass(frozen=True, slots=True)
 class Spill:
     """Keep finished accumulators of a tile in scratch memory, and run what follows in loops that are not written out.
 
@@ -102,7 +109,7 @@ class Parallel:
     loop: str
 
 
-Step: TypeAlias = Split | Distribute | Fuse | Block | Spill | Vectorize | Unroll | Parallel
+Step: TypeAlias = Split | Distribute | Fuse | Block | Join | Spill | Vectorize | Unroll | Parallel
 
 
 def apply(kernel: Kernel, steps: Iterable[Step]) -> Kernel:
@@ -122,6 +129,8 @@ def _apply_one(kernel: Kernel, step: Step) -> Kernel:
             return replace(kernel, body=_rewrite(kernel.body, outer, lambda f: _fuse(f, inner)))
         case Block(loop, total):
             return _block(kernel, loop, total)
+        case Join(loop):
+            return replace(kernel, body=_rewrite(kernel.body, loop, lambda f: (For(f.loop, _joined(f.body)),)))
         case Spill():
             return _spill(kernel, step)
         case Vectorize(loop, lanes):
@@ -256,6 +265,33 @@ def _block(kernel: Kernel, loop: str, total: str) -> Kernel:
     return replace(kernel, body=around(kernel.body), locals=(*kernel.locals, replace(old, name=total)))
 
 
+def _joined(body: Body) -> Body:
+    """Beginnings of accumulators, then their summations with equal loops made one, then what uses the sums."""
+    if not _has_several_sums(body):
+        return body
+    begin: list[Stmt] = []
+    sums: dict[Loop, list[Stmt]] = {}
+    rest: list[Stmt] = []
+    for stmt in body:
+        if (
+            isinstance(stmt, For)
+            and _is_serial(stmt)
+            and any(isinstance(s, Accumulate) for s in _accumulating((stmt,)))
+        ):
+            sums.setdefault(stmt.loop, []).extend(stmt.body)
+        elif any(isinstance(s, Init) for s in _accumulating((stmt,))):
+            begin.append(stmt)
+        else:
+            rest.append(stmt)
+    together = [For(loop, _joined(tuple(inner))) for loop, inner in sums.items()]
+    return (*begin, *together, *rest)
+
+
+def _has_several_sums(body: Body) -> bool:
+    loops = [s.loop for s in body if isinstance(s, For) and _is_serial(s)]
+    return len(loops) > len(set(loops))
+
+
 def _spill(kernel: Kernel, step: Spill) -> Kernel:
     extents = {name: _extent(kernel, name) for name in (step.rows, step.columns, step.lanes)}
     width = extents[step.columns] * extents[step.lanes]
@@ -281,7 +317,7 @@ def _is_finish(stmt: Stmt, finish: Finish) -> bool:
 
 
 def _extent(kernel: Kernel, name: str) -> int:
-    return max((f.loop.extent for f in loops_of(kernel.body) if f.loop.name == name), default=1)
+    return max((f.loop.start + f.loop.extent for f in loops_of(kernel.body) if f.loop.name == name), default=1)
 
 
 def _only(stmt: For, change: Callable[[Stmt], Body]) -> For:

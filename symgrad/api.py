@@ -7,15 +7,16 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 from codegen import jit
 from codegen.build import KernelStore, build
 from codegen.target import Target
 from codegen.threads import default_workers
-from symgrad.errors import CompileError
+from symgrad.errors import CompileError, GraphError
 from symgrad.function import Executable, Function, Structure, check_program, flatten
 from symgrad.graph import Node, describe
+from symgrad.operators import as_node
 from symgrad.optimize import optimize, select_phase
 from symgrad.program import Program
 from symgrad.random import random_updates
@@ -69,28 +70,53 @@ def compile(
     if device != "cpu":
         raise CompileError(f"compile: device {device!r} is not supported; this version compiles for 'cpu'")
     if isinstance(inputs, Program):
+        if outputs is not None or updates is not None or name is not None:
+            raise GraphError("compile: a program has its outputs, updates and name already; give only options with it")
         program = inputs
         kind = dict if program.output_names is not None else Node if len(program.outputs) == 1 else tuple
         structure = Structure(kind, program.output_names or ())
         chosen: Phase = phase or "infer"
     else:
-        given = list(updates or ())
+        given = _pairs(updates)
         chosen = phase or ("train" if given else "infer")
         program, structure = _program(inputs, outputs, given, name)
     if chosen not in ("train", "infer"):
         raise CompileError(f"compile: phase must be 'train' or 'infer', got {phase!r}")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+        raise CompileError(f"compile: threads must be an integer of at least 1, got {threads!r}")
     workers = threads if threads is not None else settings().threads or default_workers()
-    if workers < 1:
-        raise CompileError(f"compile: threads must be at least 1, got {threads}")
     check_program(program)
     if not isinstance(inputs, Program):
         program = _advanced(program, chosen)
     return Function(program, structure, partial(make_executable, phase=chosen, workers=workers))
 
 
+def _pairs(updates: Any) -> list[tuple[Node, Node]]:
+    """The updates as pairs of nodes; new values that are arrays or numbers are lifted."""
+    if updates is None:
+        return []
+    if isinstance(updates, Node | Mapping):
+        raise GraphError("compile: updates are a list of pairs (param or state, new value); use .items() of a dict")
+    pairs: list[tuple[Node, Node]] = []
+    for pair in updates:
+        if not isinstance(pair, tuple | list) or len(cast("Sequence[Any]", pair)) != 2:
+            raise GraphError("compile: updates are pairs (param or state, new value)")
+        old, new = cast("Sequence[Any]", pair)
+        if not isinstance(old, Node):
+            raise GraphError(f"compile: an update sets a param or state, got {type(old).__name__}")
+        pairs.append((old, as_node(old, new)))
+    return pairs
+
+
 def _program(
     inputs: Sequence[Node], outputs: Any, updates: list[tuple[Node, Node]], name: str | None
 ) -> tuple[Program, Structure]:
+    if not isinstance(inputs, list | tuple):
+        got = describe(inputs) if isinstance(inputs, Node) else type(inputs).__name__
+        raise GraphError(f"compile: the inputs are a list of nodes, got {got}")
+    for node in inputs:
+        if not isinstance(node, Node):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+            raise GraphError(f"compile: inputs are nodes, got {node!r}; use g.named(name) for the node of a name")
     nodes, structure = flatten(outputs if outputs is not None else ())
     named = [*inputs, *nodes, *(old for old, _ in updates)]
     if not named:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from symgrad.errors import ShapeError
-from symgrad.graph import Node
+from symgrad.graph import Node, describe
 from symgrad.types import Dim, Shape, bind_extent
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ def bind_sizes(
     pending: list[tuple[Node, int, Dim, int]] = []
     for node, array in zip(inputs, arrays, strict=True):
         if array.ndim != node.ndim:
-            raise ShapeError(f"input {node.name!r}: expected shape {_text(node.shape)}, got {_text(array.shape)}")
+            raise ShapeError(f"{describe(node)}: expected shape {_text(node.shape)}, got {_text(array.shape)}")
         for axis, (extent, value) in enumerate(zip(node.shape, array.shape, strict=True)):
             if isinstance(extent, Dim):
                 pending.append((node, axis, extent, value))
             elif extent != value:
                 raise ShapeError(
-                    f"input {node.name!r}: dimension {axis} must be {extent}, got {value} (shape {_text(array.shape)})"
+                    f"{describe(node)}: dimension {axis} must be {extent}, got {value} (shape {_text(array.shape)})"
                 )
     # Plain names first, so that expressions of them are checks.
     pending.sort(key=lambda item: len(item[2].terms) != 1 or item[2] != Dim.named(str(item[2])))
@@ -44,13 +44,12 @@ def bind_sizes(
                 if (expected := bind_dim(extent, sizes)) != value:
                     known_text = ", ".join(f"{n} = {sizes[n]} from {origin[n]}" for n in sorted(extent.names()))
                     raise ShapeError(
-                        f"input {node.name!r}: dimension {axis} must be {extent} = {expected} "
-                        f"({known_text}), got {value}"
+                        f"{describe(node)}: dimension {axis} must be {extent} = {expected} ({known_text}), got {value}"
                     )
             elif len(unknown) == 1 and (solved := _solve(extent, unknown[0], value, sizes)) is not None:
                 if solved[1] != 1 or solved[0] < 0:
                     raise ShapeError(
-                        f"input {node.name!r}: dimension {axis} is {extent}, "
+                        f"{describe(node)}: dimension {axis} is {extent}, "
                         f"and no {unknown[0]} of at least 0 makes that {value}"
                     )
                 sizes[unknown[0]] = solved[0]
@@ -60,7 +59,7 @@ def bind_sizes(
         if len(later) == len(pending):
             node, axis, extent, _ = later[0]
             raise ShapeError(
-                f"input {node.name!r}: dimension {axis} is {extent}, which does not tell "
+                f"{describe(node)}: dimension {axis} is {extent}, which does not tell "
                 f"{', '.join(sorted(extent.names() - sizes.keys()))}; give an input with that extent, or sizes="
             )
         pending = later

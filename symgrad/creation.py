@@ -9,7 +9,7 @@ import numpy as np
 
 from symgrad import types
 from symgrad.errors import DTypeError, ShapeError
-from symgrad.graph import Graph, Node, describe
+from symgrad.graph import Graph, Node, checked_shape, describe
 from symgrad.operators import apply, binary, broadcast_to, constant_like, filled, reshape_to, source
 from symgrad.types import DType, Extent, Shape, as_dtype, float32, int64
 
@@ -24,13 +24,9 @@ def _dtype(name: str, dtype: DTypeLike) -> DType:
     return found
 
 
-def _shape(shape: Extent | Sequence[Extent]) -> Shape:
-    return tuple(shape) if isinstance(shape, Sequence) else (shape,)
-
-
 def full(graph: Graph, shape: Extent | Sequence[Extent], value: float, dtype: DTypeLike = float32) -> Node:
     """A node of this shape with every element the value."""
-    return filled(graph, _shape(shape), _dtype("full", dtype), value)
+    return filled(graph, checked_shape("full", shape), _dtype("full", dtype), value)
 
 
 def zeros(graph: Graph, shape: Extent | Sequence[Extent], dtype: DTypeLike = float32) -> Node:
@@ -96,7 +92,7 @@ def linspace(
 
 def eye(graph: Graph, rows: Extent, columns: Extent | None = None, *, k: int = 0, dtype: DTypeLike = float32) -> Node:
     """Ones on diagonal k (above the main one if positive), zeros elsewhere; square unless columns are given."""
-    shape: Shape = (rows, rows if columns is None else columns)
+    shape = checked_shape("eye", (rows, rows if columns is None else columns))
     row, column = _positions(graph, shape)
     return apply("astype", binary("equal", row + k, column), dtype=_dtype("eye", dtype))
 

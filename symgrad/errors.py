@@ -7,7 +7,10 @@ import sys
 from dataclasses import dataclass
 from types import CodeType, FrameType
 
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+import numpy as np
+
+# Functions of NumPy call back into nodes they are given; their lines say nothing to the user.
+_PACKAGES = tuple(os.path.dirname(os.path.abspath(file)) + os.sep for file in (__file__, np.__file__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +51,13 @@ _internal: dict[str, bool] = {}
 
 
 def user_loc(depth: int = 1) -> Loc | None:
-    """The innermost frame that is not symgrad's own."""
+    """The innermost frame that is neither symgrad's own nor NumPy's."""
     frame: FrameType | None = sys._getframe(depth)  # pyright: ignore[reportPrivateUsage] the documented way costs 50 times as much
     while frame is not None:
         code = frame.f_code
         inside = _internal.get(code.co_filename)
         if inside is None:
-            inside = _internal[code.co_filename] = code.co_filename.startswith(_PACKAGE)
+            inside = _internal[code.co_filename] = code.co_filename.startswith(_PACKAGES)
         if not inside:
             return Loc(code, frame.f_lasti)
         frame = frame.f_back

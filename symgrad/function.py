@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import numpy as np
 
-from symgrad.bind import bind_sizes
+from symgrad.bind import bind_shape, bind_sizes
 from symgrad.errors import CompileError, DTypeError, GraphError, ShapeError
-from symgrad.graph import Node, describe
+from symgrad.graph import Node, checked_extent, describe
 from symgrad.program import Program
-from symgrad.types import as_dtype, static_shape
+from symgrad.types import Dim, as_dtype, static_shape
 
 if TYPE_CHECKING:
     from symgrad.types import Array
@@ -64,7 +64,9 @@ class Structure:
             if not isinstance(value, Mapping) or set(value) != set(self.keys):  # pyright: ignore[reportUnknownArgumentType]
                 raise GraphError(f"{name}: out must be a dict with the keys {', '.join(self.keys)}")
             return [value[key] for key in self.keys]
-        return list(value)
+        if not isinstance(value, list | tuple):
+            raise GraphError(f"{name}: out must be a {self.kind.__name__} of arrays, got {type(value).__name__}")
+        return list(cast("Sequence[Any]", value))
 
 
 def flatten(outputs: Any) -> tuple[list[Node], Structure]:
@@ -73,7 +75,9 @@ def flatten(outputs: Any) -> tuple[list[Node], Structure]:
         return [outputs], Structure(Node)
     if isinstance(outputs, Mapping):
         named = cast("Mapping[Any, Any]", outputs)
-        nodes, structure = list(named.values()), Structure(dict, tuple(map(str, named)))
+        if wrong := [key for key in named if not isinstance(key, str)]:
+            raise GraphError(f"the names of outputs in a dict are text, got {wrong[0]!r}")
+        nodes, structure = list(named.values()), Structure(dict, tuple(named))
     elif isinstance(outputs, list | tuple):
         nodes = list(cast("Sequence[Any]", outputs))
         structure = Structure(list if isinstance(outputs, list) else tuple)
@@ -81,7 +85,9 @@ def flatten(outputs: Any) -> tuple[list[Node], Structure]:
         raise GraphError(f"outputs must be a node, or a list, tuple or dict of nodes, got {type(outputs).__name__}")
     for node in nodes:
         if not isinstance(node, Node):
-            raise GraphError(f"outputs must be nodes, got {type(node).__name__}; lift values with g.const(value)")
+            nested = isinstance(node, list | tuple | Mapping)
+            advice = "outputs do not nest: give one flat list, tuple or dict" if nested else "lift values with g.const"
+            raise GraphError(f"outputs must be nodes, got {type(node).__name__}; {advice}")
     return nodes, structure
 
 
@@ -114,8 +120,18 @@ _address: Callable[[Array], int] = (
 RECYCLED_BYTES = 1 << 18
 # Memory kept per output, in arrays.
 KEPT = 2
-# References to an array that only its recycler holds: the list, the loop variable and the argument of getrefcount.
-_UNUSED = 3
+
+
+def _references(arrays: list[Array]) -> int:
+    # The same loop as in Allocator.take: what a list, a loop variable and the call count for differs between
+    # versions of Python.
+    for owner in arrays:
+        return sys.getrefcount(owner)
+    return 0
+
+
+# References to an array that only its recycler holds.
+_UNUSED = _references([np.empty(0)])
 
 
 class Allocator:
@@ -219,12 +235,16 @@ class Function:
 
     def prepare(self, **sizes: int) -> Function:
         """Compile now for these sizes of the symbolic dimensions, instead of at the first call."""
-        from symgrad.types import bind_extent
-
-        try:
-            shapes = tuple(tuple(bind_extent(d, sizes) for d in n.shape) for n in self._inputs)
-        except KeyError as missing:
-            raise ShapeError(f"{self.name}.prepare: give the size of dimension {missing.args[0]!r}") from None
+        known = sorted({name for n in self._inputs for d in n.shape if isinstance(d, Dim) for name in d.names()})
+        for name, size in sizes.items():
+            if name not in known:
+                raise ShapeError(
+                    f"{self.name}.prepare: no input has a dimension {name!r}; they have {', '.join(known) or 'none'}"
+                )
+            checked_extent(f"{self.name}.prepare: {name}", size)
+        if missing := [name for name in known if name not in sizes]:
+            raise ShapeError(f"{self.name}.prepare: give the size of dimension {missing[0]!r}")
+        shapes = tuple(bind_shape(n.shape, sizes) for n in self._inputs)
         self._bind([np.broadcast_to(np.zeros((), d), s) for s, d in zip(shapes, self._dtypes, strict=True)], shapes)
         return self
 
@@ -258,13 +278,15 @@ class Function:
         """An array in the layout that kernels read; lists and Python numbers take the dtype of the input."""
         node, dtype = self._inputs[k], self._dtypes[k]
         if isinstance(value, Node):
-            raise GraphError(f"{self.name}: input {node.name!r} is a node; a call takes arrays")
+            raise GraphError(f"{self.name}: {describe(node)} got a node, {describe(value)}; a call takes arrays")
+        if isinstance(value, np.ma.MaskedArray):
+            raise DTypeError(f"{self.name}: {describe(node)} got a masked array; fill it with .filled(value)")
         given: Array = (
             np.asarray(value) if isinstance(value, np.ndarray | np.generic) else _weak(self.name, node, value)
         )
         if as_dtype(given.dtype) is not node.dtype:
             raise DTypeError(
-                f"{self.name}: input {describe(node)} got {given.dtype}; convert it with .astype({node.dtype.name!r})"
+                f"{self.name}: {describe(node)} got {given.dtype}; convert it with .astype({node.dtype.name!r})"
             )
         array = given.astype(dtype, order="C", copy=False)
         if not array.flags.c_contiguous or not array.flags.aligned:
@@ -305,19 +327,25 @@ def _weak(function: str, node: Node, value: Any) -> Array:
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise ShapeError(f"{function}: input {describe(node)}: {error}") from None
+        raise ShapeError(f"{function}: {describe(node)}: {error}") from None
+    except TypeError as error:
+        raise DTypeError(f"{function}: {describe(node)}: {error}") from None
     if array.size == 0 and array.dtype == np.float64:
         return array.astype(node.dtype.np)
     ranks = "biuf"
     kind = "i" if array.dtype.kind == "u" else array.dtype.kind
     wanted = "i" if node.dtype.kind == "u" else node.dtype.kind
     if kind not in ranks or ranks.index(kind) > ranks.index(wanted):
-        raise DTypeError(f"{function}: input {describe(node)} got {array.dtype} values; convert them")
+        raise DTypeError(f"{function}: {describe(node)} got {array.dtype} values; convert them")
     if wanted == "i" and kind == "i":
         info = np.iinfo(node.dtype.np)
         if array.size and (int(array.min()) < info.min or int(array.max()) > info.max):
-            raise DTypeError(f"{function}: input {describe(node)}: values do not fit {node.dtype}")
-    return array.astype(node.dtype.np)
+            raise DTypeError(f"{function}: {describe(node)}: values do not fit {node.dtype}")
+    with np.errstate(over="ignore"):
+        result = array.astype(node.dtype.np)
+    if wanted == "f" and not np.array_equal(np.isfinite(array), np.isfinite(result)):
+        raise DTypeError(f"{function}: {describe(node)}: values do not fit {node.dtype}")
+    return result
 
 
 def check_program(program: Program) -> None:

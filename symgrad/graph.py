@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
@@ -136,9 +136,6 @@ class Node:
     gradient_of: Node | None
     order: int
 
-    # Keep NumPy from spreading over a node: ndarray + node asks Node.__radd__.
-    __array_ufunc__ = None
-
     @property
     def shape(self) -> Shape:
         return self.type.shape
@@ -164,11 +161,14 @@ class Node:
     @value.setter
     def value(self, value: Array) -> None:
         storage = self._storage()
-        array = np.asarray(value)
+        array = _array(f"{self.name}.value", value)
         if array.shape != self.shape:
-            raise ShapeError(f"{self.name}.value: expected shape {self.shape}, got {array.shape}")
+            raise ShapeError(f"{describe(self)}: its value has shape {self.shape}, got {array.shape}")
         if as_dtype(array.dtype) is not self.dtype:
-            raise DTypeError(f"{self.name}.value: expected {self.dtype}, got {array.dtype}; convert it with .astype")
+            raise DTypeError(
+                f"{describe(self)}: its value is {self.dtype}, got {array.dtype}; "
+                f"convert it with .astype({self.dtype.name!r})"
+            )
         storage.write(array)
 
     def _storage(self) -> Storage:
@@ -182,6 +182,42 @@ class Node:
     def __repr__(self) -> str:
         label = self.name or f"%{self.id} {self.op.name}"
         return f"<Node {label}: {self.type}>"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "value":
+            raise AttributeError(f"{describe(self)}: nodes are immutable, {name} cannot be set; build another node")
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{describe(self)}: nodes are immutable, {name} cannot be deleted")
+
+    def __eq__(self, other: object) -> bool:
+        """Whether two nodes are the same. Comparing values is `sg.equal`; == with a value is a TypeError."""
+        if isinstance(other, int | float | complex | np.ndarray | np.generic):
+            raise TypeError(
+                f"{describe(self)} is compared with a value by == or !=, which ask whether two nodes are the same; "
+                "use sg.equal or sg.not_equal for a node of truth values"
+            )
+        return self is other
+
+    __hash__ = object.__hash__
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            f"{describe(self)} cannot be copied or pickled: it is a part of its graph; "
+            "use the node itself, g.substitute for a variant, or sg.export and sg.load to keep a program"
+        )
+
+    def __array__(self, *_args: Any, **_named: Any) -> Array:
+        raise _unknown(self, "values", "compile a function that returns it, or use sg.evaluate(node, {...})")
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *operands: Any, **named: Any) -> Node:
+        # ndarray + node arrives here, and becomes the operator of the node.
+        reflected = _REFLECTED.get(ufunc.__name__)
+        if reflected and method == "__call__" and not named and operands[1] is self:
+            return getattr(self, reflected)(operands[0])
+        call = f"np.{ufunc.__name__}" + ("" if method == "__call__" else f".{method}")
+        raise _unknown(self, f"values that {call} needs", f"use the function of symgrad, such as sg.{ufunc.__name__}")
 
     def __bool__(self) -> bool:
         raise _unknown(self, "truth", "use sg.where, sg.logical_and or sg.logical_or")
@@ -238,6 +274,33 @@ class Node:
 
 
 Operand: TypeAlias = "Node | Array | np.generic | Extent | float"
+_REFLECTED = {
+    "add": "__radd__",
+    "subtract": "__rsub__",
+    "multiply": "__rmul__",
+    "divide": "__rtruediv__",
+    "true_divide": "__rtruediv__",
+    "power": "__rpow__",
+    "matmul": "__rmatmul__",
+    "bitwise_and": "__rand__",
+    "bitwise_or": "__ror__",
+    "bitwise_xor": "__rxor__",
+    "less": "__gt__",
+    "less_equal": "__ge__",
+    "greater": "__lt__",
+    "greater_equal": "__le__",
+    "equal": "__eq__",
+    "not_equal": "__eq__",
+}
+
+
+class _Draft(Node):
+    """A node that is being built: its fields can still be set."""
+
+    __slots__ = ()
+    __setattr__ = object.__setattr__  # pyright: ignore[reportAssignmentType] the slot itself, for speed
+
+
 NAMED = frozenset(("input", "param", "state"))
 STATEFUL = frozenset(("param", "state"))
 
@@ -250,7 +313,9 @@ def describe(node: Node) -> str:
 
 
 def _unknown(node: Node, what: str, advice: str) -> TypeError:
-    return TypeError(f"the {what} of {describe(node)} is not known while the graph is built; {advice}")
+    place = user_loc(2)
+    where = f" (asked for at {place})" if place is not None else ""
+    return TypeError(f"the {what} of {describe(node)} cannot be known while the graph is built; {advice}{where}")
 
 
 def attr_key(value: Any) -> Any:
@@ -322,6 +387,8 @@ class Graph:
 
     def input(self, name: str, shape: Sequence[Extent | str] = (), dtype: DTypeLike = types.float32) -> Node:
         """Declare an input. A string in the shape is a symbolic extent, equal wherever the name occurs."""
+        if isinstance(shape, str) or not isinstance(shape, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+            raise ShapeError(f"{name}: a shape is a tuple of extents, got {shape!r}; write ({shape!r},)")
         extents = tuple(_extent(name, d) for d in shape)
         return self._declare("input", name, Type(extents, self._dtype(name, dtype)))
 
@@ -335,7 +402,7 @@ class Graph:
 
     def const(self, value: Any, dtype: DTypeLike | None = None) -> Node:
         """A constant with the value of an array or scalar (copied)."""
-        array = np.asarray(value)
+        array = _array("const", value)
         target = self._dtype("const", array.dtype if dtype is None else dtype)
         return self.add(OPS["const"], (), (Literal(array.astype(target.np)),))
 
@@ -379,7 +446,7 @@ class Graph:
         for rewrite in self.rules.get(op.name, ()):
             if (better := rewrite(self, inputs, attrs)) is not None:
                 return better
-        node = Node()
+        node = _Draft()
         try:
             node.type = op.infer(*[i.type for i in inputs], **dict(zip(op.attrs, attrs, strict=True)))
         except SymgradError as error:
@@ -395,12 +462,20 @@ class Graph:
                 origin.order,
             )
         node.graph, node.id, node.op, node.inputs, node.attrs = self, len(self.nodes), op, inputs, attrs
+        node.__class__ = Node  # pyright: ignore[reportAttributeAccessIssue] same layout: the node is closed from here on
         self.nodes.append(node)
         self._table[key] = node
         return node
 
     def substitute(self, outputs: Sequence[Node], replacements: Mapping[Node, Node]) -> list[Node]:
         """The outputs with nodes replaced: every node that depends on an old one is rebuilt on the new one."""
+        if isinstance(outputs, Node):
+            raise GraphError(f"substitute: the outputs are a list of nodes, got {describe(outputs)}; write [node]")
+        for node in (*outputs, *replacements, *replacements.values()):
+            if not isinstance(node, Node):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+                raise GraphError(f"substitute: expected nodes, got {type(node).__name__}; lift values with g.const")
+            if node.graph is not self:
+                raise GraphError(f"substitute: {describe(node)} belongs to {node.graph!r}, not to {self!r}")
         for old, new in replacements.items():
             if old.type != new.type:
                 raise ShapeError(f"substitute: {describe(old)} cannot become {describe(new)}: types differ")
@@ -411,6 +486,12 @@ class Graph:
             with self.derived_from(Origin(node.loc, node.scope, node.gradient_of, node.order)):
                 new_of[node] = self.add(node.op, tuple(new_of.get(i, i) for i in node.inputs), node.attrs)
         return [new_of.get(o, o) for o in outputs]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            f"{self!r} cannot be copied or pickled; build the graph again with a function, "
+            "or keep a program with sg.export and sg.load"
+        )
 
     def to_networkx(self) -> nx.MultiDiGraph[int]:
         """A networkx graph of node ids, with the node as attribute `node` and the argument position on each edge."""
@@ -436,12 +517,14 @@ class Graph:
         return found
 
     def _stateful(self, op: str, name: str, value: Any) -> Node:
-        array = np.asarray(value)
+        array = _array(f"{op} {name!r}", value)
         node = self._declare(op, name, Type(array.shape, self._dtype(name, array.dtype)))
         self.storage[node.attrs[0]] = Storage(array, self.lock)
         return node
 
     def _declare(self, op: str, name: str, kind: Type) -> Node:
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+            raise GraphError(f"{op}: a name is text, got {name!r}")
         full = self._scope + name
         if not name or full in self._names:
             taken = f"already names {describe(self._names[full])}" if name else "is empty"
@@ -462,12 +545,41 @@ def _order(node: Node) -> tuple[bool, int]:
 
 def _extent(name: str, extent: Extent | str) -> Extent:
     if isinstance(extent, str):
+        if not extent.isidentifier():
+            raise ShapeError(
+                f"{name}: the name of an extent is an identifier, got {extent!r}; "
+                "expressions are written with extents of nodes, such as 2 * x.shape[0] + 1"
+            )
         return types.Dim.named(extent)
+    return checked_extent(name, extent)
+
+
+def checked_extent(caller: str, extent: Any) -> Extent:
+    """An extent as an int or Dim; ShapeError for anything but a symbolic extent or an integer of at least 0."""
     if isinstance(extent, types.Dim):
         return extent
-    if isinstance(extent, bool) or not isinstance(extent, int | np.integer) or extent < 0:  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
-        raise ShapeError(f"{name}: an extent is a name or an integer of at least 0, got {extent!r}")
-    return int(extent)
+    if isinstance(extent, bool) or not isinstance(extent, int | np.integer) or extent < 0:
+        place = user_loc(2)
+        at = f" at {place}" if place is not None else ""
+        kinds = "a symbolic extent or an integer of at least 0"
+        raise ShapeError(f"{caller}: an extent is {kinds}, got {extent!r}{at}")
+    return int(extent)  # pyright: ignore[reportUnknownArgumentType] any integer
+
+
+def checked_shape(caller: str, shape: Any) -> Shape:
+    """A shape given as one extent or as a sequence of them; ShapeError as for `checked_extent`."""
+    many = isinstance(shape, Iterable) and not isinstance(shape, str | Node)
+    extents = cast("Iterable[Any]", shape) if many else (shape,)
+    return tuple([checked_extent(caller, e) for e in extents])
+
+
+def _array(caller: str, value: Any) -> Array:
+    if isinstance(value, Node):
+        raise GraphError(f"{caller}: expected an array, got {describe(value)}; nodes have no values yet")
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ShapeError(f"{caller}: {error}") from None
 
 
 def _located(error: SymgradError, op: OpDef, inputs: tuple[Node, ...]) -> SymgradError:

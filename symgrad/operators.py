@@ -224,6 +224,13 @@ def matmul(a: Operand, b: Operand) -> Node:
         raise ShapeError(f"matmul: {describe(a)} and {describe(b)} must have at least 1 dimension; use * for scalars")
     target = _promoted("matmul", a.dtype, b, a)
     a, b = (n if n.dtype is target else _cast(n, target) for n in (a, b))
+    inner = (a.shape[-1], b.shape[-2:][0])
+    if all(isinstance(e, int) for e in inner) and inner[0] != inner[1]:
+        advice = "transpose one" if inner[0] == b.shape[-1] or inner[1] == a.shape[0] else "reshape one"
+        raise ShapeError(
+            f"matmul: the last extent of {describe(a)} and the {'last but one' if b.ndim > 1 else 'only one'} of "
+            f"{describe(b)} must be equal, got {inner[0]} and {inner[1]}; {advice}{_here()}"
+        )
     batch = _batch_shape(a, b)
     letters = "abcdefghijkl"[: len(batch)]
     left, a = _operand_labels(a, letters, "mk" if a.ndim > 1 else "k", batch)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
+
+import numpy as np
 
 from symgrad.errors import DTypeError, ShapeError
-from symgrad.graph import Node, Operand, describe
+from symgrad.graph import Node, Operand, checked_shape, describe
 from symgrad.operators import apply, as_node, common, graph_of, permute_to, reshape_to
 from symgrad.operators import broadcast_to as broadcast_node
 from symgrad.ops.build import scalar_literal, slice_axis
@@ -49,12 +52,12 @@ def reshape(x: Node, shape: Extent | Sequence[Extent]) -> Node:
 
     ShapeError when the numbers of elements differ; with symbolic extents the call decides.
     """
-    wanted = list(shape) if isinstance(shape, Sequence) else [shape]
-    free = [k for k, extent in enumerate(wanted) if extent == -1]
+    given: list[Any] = list(shape) if isinstance(shape, Iterable) else [shape]  # pyright: ignore[reportUnnecessaryIsInstance, reportUnknownArgumentType] users pass anything
+    free = [k for k, extent in enumerate(given) if isinstance(extent, int | np.integer) and extent == -1]
+    wanted = list(checked_shape("reshape", [1 if k in free else extent for k, extent in enumerate(given)]))
     if len(free) > 1:
-        raise ShapeError(f"reshape: only one extent can be -1, got {tuple(wanted)}")
+        raise ShapeError(f"reshape: only one extent can be -1, got {tuple(given)}")
     if free:
-        wanted[free[0]] = 1
         known, total = size_of(tuple(wanted)), size_of(x.shape)
         if isinstance(known, int) and isinstance(total, int) and (known == 0 or total % known):
             raise ShapeError(f"reshape: {describe(x)} has {total} elements, which {known} does not divide")
@@ -102,7 +105,7 @@ def squeeze(x: Node, axis: int | Sequence[int]) -> Node:
 
 def broadcast_to(x: Node, shape: Extent | Sequence[Extent]) -> Node:
     """x with leading axes added and axes of extent 1 stretched to this shape."""
-    return broadcast_node(x, tuple(shape) if isinstance(shape, Sequence) else (shape,))
+    return broadcast_node(x, checked_shape("broadcast_to", shape))
 
 
 def broadcast_arrays(*arrays: Operand) -> list[Node]:

@@ -70,7 +70,7 @@ def dtype_named(name: str) -> DType:
 
 def as_dtype(value: DTypeLike) -> DType | None:
     """The data type meant by a DType, a NumPy dtype, a scalar type or a name; None when symgrad has no such type."""
-    if isinstance(value, DType):
+    if isinstance(value, DType) or value is None:  # pyright: ignore[reportUnnecessaryComparison] NumPy takes None as float64
         return value
     try:
         return DTYPES.get(np.dtype(value).name)

@@ -4,6 +4,7 @@ A case is one application of one operator to declared inputs. `CASES[name]` are 
 `SMOOTH[name]` those for derivatives; `FLAT` are the operators whose derivative is zero or not defined.
 """
 
+# pyright: basic
 from __future__ import annotations
 
 import enum
@@ -15,8 +16,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from symgrad.graph import Graph, Literal, Node
-from symgrad.operators import apply, broadcast_to
 from symgrad.opdef import OPS, Kind
+from symgrad.operators import apply, broadcast_to
 from symgrad.ops.build import source
 from symgrad.program import Program
 from symgrad.types import DTYPES, DType, bool_, float32, float64, int8, int32, int64, joint_shape, uint8, uint32
@@ -335,6 +336,9 @@ for _dtype in DTYPES.values():
     for _shapes, _axis in (
         (((3,),), 0),
         (((3,), (0,), (17,)), 0),
+        (((0,), (0,)), 0),
+        (((0, 2), (0, 2)), 0),
+        (((3, 0), (3, 0)), 0),
         (((2, 3), (2, 5), (2, 1)), 1),
         (((1, 4, 5), (3, 4, 5)), 0),
         (((2, 1, 3), (2, 2, 3)), 1),
@@ -540,7 +544,7 @@ CASES["phase"] = [Case("phase", (Operand(s, d), Operand(s, d))) for d in DTYPES.
 CASES["call"] = [Case("call", (Operand(s, d), Operand(s, d)), make=_called) for d in _dtypes("iuf") for s in _FEW]
 SMOOTH["phase"] = [Case("phase", (Operand((2, 3), float64, (0.3, 1.7)),) * 2)]
 SMOOTH["call"] = [Case("call", (Operand((2, 3), float64, (0.3, 1.7)),) * 2, make=_called)]
-FLAT |= {"stop_gradient", "input", "param", "state", "const", "iota", "dim"}
+FLAT.update(("stop_gradient", "input", "param", "state", "const", "iota", "dim"))
 
 
 def _fixed() -> np.random.Generator:

@@ -1,5 +1,6 @@
 """Comparisons: with true values in 50-digit arithmetic, with bits, and with bounds on rounding."""
 
+# pyright: basic
 from __future__ import annotations
 
 import functools
@@ -15,6 +16,7 @@ from symgrad.api import make_executable
 from symgrad.function import Function, Structure
 from symgrad.graph import Node, ancestors
 from symgrad.program import Program
+from symgrad.types import static_shape
 
 DIGITS = 50
 # Central differences at this distance lose a third of the digits to rounding and a third to the third derivative.
@@ -55,7 +57,9 @@ def directional(y: Node, wrt: Sequence[Node], feeds: Mapping[Node, Any], along: 
 def dot(gradients: Sequence[np.ndarray], along: Sequence[np.ndarray]) -> tuple[Any, Any]:
     """The sum of products in 50-digit arithmetic, and the sum of their magnitudes."""
     with mp.workdps(DIGITS):
-        products = [a * b for g, v in zip(gradients, along, strict=True) for a, b in zip(g.flat, lift(v).flat, strict=True)]
+        products = [
+            a * b for g, v in zip(gradients, along, strict=True) for a, b in zip(g.flat, lift(v).flat, strict=True)
+        ]
         return mp.fsum(products), mp.fsum(abs(p) for p in products)
 
 
@@ -103,7 +107,7 @@ def function(program: Program, *, workers: int = 1, **options: Any) -> Function:
 
 def run_poisoned(made: Function, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
     """The outputs of a compiled function of a tuple, written over garbage: an element nothing writes shows."""
-    shapes = [(n.shape, n.dtype) for n in made.program.outputs]
+    shapes = [(static_shape(n.shape), n.dtype) for n in made.program.outputs]
     outputs = [np.full(int(np.prod(s, initial=1)) * d.itemsize, 0xA5, np.uint8) for s, d in shapes]
     out = tuple(o.view(d.np).reshape(s) for o, (s, d) in zip(outputs, shapes, strict=True))
     return made(*arrays, out=out)

@@ -1,5 +1,6 @@
 """Arrays large enough for several workers, blocks and stages: values, and the same bits for any number of workers."""
 
+# pyright: basic
 from __future__ import annotations
 
 import functools
@@ -52,7 +53,7 @@ LARGE: dict[str, tuple[Callable[..., Any], Shapes]] = {
     "softmax": (sg.nn.softmax, [(301, 1201)]),
     "softmax_columns": (lambda x: sg.nn.softmax(x, axis=0), [(1201, 301)]),
     "softmax_long": (sg.nn.softmax, [(2, 50_001)]),
-    "layer_norm": (lambda x, s, b: sg.nn.layer_norm(x, s, b), [(401, 769), (769,), (769,)]),
+    "layer_norm": (sg.nn.layer_norm, [(401, 769), (769,), (769,)]),
     "log_sum_exp": (sg.log_sum_exp, [(150_001,)]),
     "take": (lambda x: sg.take(x, np.arange(50_000) * 7 % 1000, axis=0), [(1000, 8)]),
     "scatter_add": (
@@ -83,7 +84,9 @@ LARGE: dict[str, tuple[Callable[..., Any], Shapes]] = {
         [(3, 130, 64), (3, 140, 64), (3, 140, 32)],
     ),
     "perceptron": (
-        lambda x, w, b, v: sg.grad(sg.sum(sg.nn.softmax_cross_entropy(sg.nn.relu(x @ w + b) @ v, np.arange(130) % 10)), [w, b, v]),
+        lambda x, w, b, v: sg.grad(
+            sg.sum(sg.nn.softmax_cross_entropy(sg.nn.relu(x @ w + b) @ v, np.arange(130) % 10)), [w, b, v]
+        ),
         [(130, 200), (200, 150), (150,), (150, 10)],
     ),
     "norm_gradient": (
@@ -140,7 +143,9 @@ def test_narrow_targets(name: str, width: int):
     if width > jit.host_target().vector_bytes:
         pytest.skip("the machine has no vectors that wide")
     program, arrays, meant = _made(name)
-    for got, expected in zip(run_poisoned(function(program, target=jit.host_target(width)), arrays), meant, strict=True):
+    for got, expected in zip(
+        run_poisoned(function(program, target=jit.host_target(width)), arrays), meant, strict=True
+    ):
         if got.dtype.kind != "f":
             assert differs(got, expected) is None
             continue

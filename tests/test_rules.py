@@ -599,7 +599,7 @@ def test_verify_finds_faults() -> None:
         verify(Program(graph, (x, y), (), ((x, total),)))
     with pytest.raises(GraphError, match="not a node of the program's graph"):
         verify(Program(Graph(), (), (total,)))
-    total.type = y.type
+    object.__setattr__(total, "type", y.type)
     with pytest.raises(GraphError, match="should have type"):
         verify(Program(graph, (x, y), (total,)), after="something")
 

@@ -61,6 +61,8 @@ def check_broadcast(shape: Shape, target: Shape) -> None:
 
 def _broadcast_type(x: Type, shape: Shape) -> Type:
     check_broadcast(x.shape, shape)
+    if any(isinstance(e, int) and e < 0 for e in shape):
+        raise ShapeError(f"an extent is an integer of at least 0, got shape {shape}")
     return Type(shape, x.dtype)
 
 
