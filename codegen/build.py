@@ -252,6 +252,8 @@ def _same_element(work: Work, new: str, old: str) -> bool:
     for loop in loops_of(work.kernel.body):
         for stmt in loop.body:
             if isinstance(stmt, Load) and stmt.buffer == buffers[old]:
+                if (loop.loop, stmt.index) in stores:
+                    return False  # the new value would be read for the old one
                 loads.add((loop.loop, stmt.index))
             elif isinstance(stmt, Store) and stmt.buffer == buffers[new]:
                 stores.add((loop.loop, stmt.index))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -108,15 +107,13 @@ class Executable:
         self.parallel = workers > 1 and (flops > PARALLEL_FLOPS or size > PARALLEL_BYTES)
         self._run = threads.shared_pool(workers).run if self.parallel else threads.serial_entry()
         self._free: list[Context] = []
-        self._lock = threading.Lock()
 
     def run(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
         """Run on arrays at these addresses (C-contiguous, of the program's types). Returns the status, 0 if well."""
         try:
             context = self._free.pop()
         except IndexError:
-            with self._lock:
-                context = Context(self)
+            context = Context(self)
         slots = context.slots
         for slot, address in zip(self.input_slots, inputs, strict=True):
             slots[slot] = address

@@ -162,18 +162,8 @@ class _Rows:
             if not reductions and not fulls:
                 continue
             accumulators = {n.id: self._accumulator(n) for n in reductions}
-            point = self._point(loops)
-            state.open(*(loop.name for loop in loops))
-            self._load_staged(staged, point, loops)
-            self._store_staged(staged, p, point, loops)
-            for node in reductions:
-                self._accumulate(node, accumulators[node.id], point)
-            for node in fulls:
-                _store(state, node, self._member_point(node, point))
-            body = state.close()
             if all(loop.extent for loop in loops):
-                for stmt in _nest(loops, body):
-                    state.emit(stmt)
+                self._pass(p, loops, reductions, fulls, accumulators, staged)
             for node in reductions:
                 name = state.fresh()
                 state.emit(Finish(name, accumulators[node.id], ZERO, node.op.name, node.dtype))
@@ -186,6 +176,27 @@ class _Rows:
         reduced = dict(zip(self.group.axes, loops, strict=True))
         outer = iter(self.outer)
         return tuple(at(reduced[k] if k in reduced else next(outer)) for k in range(len(self.group.domain)))
+
+    def _pass(
+        self,
+        p: int,
+        loops: list[Loop],
+        reductions: list[Node],
+        fulls: list[Node],
+        accumulators: dict[int, str],
+        staged: dict[int, str],
+    ) -> None:
+        """One pass over the row. A row without elements has none: not even what does not vary in it can be read."""
+        state, point = self.state, self._point(loops)
+        state.open(*(loop.name for loop in loops))
+        self._load_staged(staged, point, loops)
+        self._store_staged(staged, p, point, loops)
+        for node in reductions:
+            self._accumulate(node, accumulators[node.id], point)
+        for node in fulls:
+            _store(state, node, self._member_point(node, point))
+        for stmt in _nest(loops, state.close()):
+            state.emit(stmt)
 
     def _member_point(self, node: Node, point: Point) -> Point:
         found = member_point(node, self.group.domain, point, self.group.axes)
@@ -260,15 +271,14 @@ def _lower_contract(group: Group, stored: set[int]) -> Lowered:
     state.open(*(loop.name for loop in outer))
     accumulator = state.local("a", node.dtype, 1, Space.REG)
     state.emit(Init(accumulator, ZERO, "fma"))
-    state.open(*(loop.name for loop in inner))
-    factors = [
-        state.value(operand, tuple(names[label] for label in labels))
-        for operand, labels in zip(node.inputs, (left, right), strict=True)
-    ]
-    state.emit(Accumulate(accumulator, ZERO, "fma", tuple(factors)))
-    body = state.close()
     if all(loop.extent for loop in inner):
-        for stmt in _nest(inner, body):
+        state.open(*(loop.name for loop in inner))
+        factors = [
+            state.value(operand, tuple(names[label] for label in labels))
+            for operand, labels in zip(node.inputs, (left, right), strict=True)
+        ]
+        state.emit(Accumulate(accumulator, ZERO, "fma", tuple(factors)))
+        for stmt in _nest(inner, state.close()):
             state.emit(stmt)
     result = state.fresh()
     state.emit(Finish(result, accumulator, ZERO, "fma", node.dtype))

@@ -163,7 +163,7 @@ def _is_row_product(node: Node) -> bool:
         return False
     matrix, own = (left, own_left) if own_left else (right, own_right)
     # A matrix whose own labels run last is read along the lanes as it lies.
-    return not own or matrix.index(own[-1]) < max(matrix.index(label) for label in summed if sizes[label] > 1)
+    return not own or matrix.index(own[-1]) < max(matrix.index(label) for label in summed if sizes[label] != 1)
 
 
 def _product_and_sum(graph: Graph, node: Node, inputs: tuple[Node, ...]) -> Node:

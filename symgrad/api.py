@@ -20,6 +20,7 @@ from symgrad.operators import as_node
 from symgrad.optimize import optimize, select_phase
 from symgrad.program import Program
 from symgrad.random import random_updates
+from symgrad.rulebook import choose_rules
 from symgrad.settings import settings
 
 Phase = Literal["train", "infer"]
@@ -30,7 +31,9 @@ _LEVELS = {"stage": 1, "group": 3, "loop": 4, "llvm": 5, "assembly": 6}
 
 
 @overload
-def compile(program: Program, /, *, device: str = "cpu", threads: int | None = None) -> Function: ...
+def compile(
+    program: Program, /, *, device: str = "cpu", threads: int | None = None, without: Iterable[str] = ()
+) -> Function: ...
 @overload
 def compile(
     inputs: Sequence[Node],
@@ -42,6 +45,7 @@ def compile(
     device: str = "cpu",
     threads: int | None = None,
     name: str | None = None,
+    without: Iterable[str] = (),
 ) -> Function: ...
 def compile(
     inputs: Program | Sequence[Node],
@@ -53,6 +57,7 @@ def compile(
     device: str = "cpu",
     threads: int | None = None,
     name: str | None = None,
+    without: Iterable[str] = (),
 ) -> Function:
     """Make a function that computes the outputs from the inputs in native code.
 
@@ -60,10 +65,11 @@ def compile(
     (param or state, new value), all computed from the old values. `phase` decides between the branches of `phase`
     nodes: "train" by default when there are updates, else "infer". Functions over one graph share its params and
     states. Code is generated at the first call with new sizes, see `Function`. `threads` is the number of workers
-    (SYMGRAD_NUM_THREADS, or one per processor). A program, as `sg.prune` and `sg.load` give, is compiled as it is.
+    (SYMGRAD_NUM_THREADS, or one per processor). `without` names rewrite rules to leave out. A program, as `sg.prune` and
+    `sg.load` give, is compiled as it is.
 
     GraphError for nodes that cannot be inputs, outputs or updates; CompileError for a device or option that is not
-    supported.
+    supported; ValueError for a rule that does not exist.
 
         step = sg.compile([x, t], loss, updates=sg.optim.sgd(g.params, grads, lr=0.1))
     """
@@ -86,9 +92,11 @@ def compile(
         raise CompileError(f"compile: threads must be an integer of at least 1, got {threads!r}")
     workers = threads if threads is not None else settings().threads or default_workers()
     check_program(program)
+    left_out = tuple(without)
+    choose_rules(left_out)
     if not isinstance(inputs, Program):
         program = _advanced(program, chosen)
-    return Function(program, structure, partial(make_executable, phase=chosen, workers=workers))
+    return Function(program, structure, partial(make_executable, phase=chosen, workers=workers, without=left_out))
 
 
 def _pairs(updates: Any) -> list[tuple[Node, Node]]:
@@ -117,6 +125,8 @@ def _program(
     for node in inputs:
         if not isinstance(node, Node):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
             raise GraphError(f"compile: inputs are nodes, got {node!r}; use g.named(name) for the node of a name")
+    if name is not None and not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+        raise GraphError(f"compile: the name of a function is text, got {name!r}")
     nodes, structure = flatten(outputs if outputs is not None else ())
     named = [*inputs, *nodes, *(old for old, _ in updates)]
     if not named:

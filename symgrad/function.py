@@ -209,7 +209,7 @@ class Function:
             arrays.append(array)
             addresses.append(_address(array))
         shapes = tuple([a.shape for a in arrays])
-        binding = self._bindings.get(shapes) or self._bind(arrays, shapes)
+        binding = self._bindings.get(shapes) or self._bind(shapes, lambda: bind_sizes(self._inputs, arrays))
         if out is None:
             outputs = [allocator.take() for allocator in binding.allocators]
         else:
@@ -245,15 +245,14 @@ class Function:
         if missing := [name for name in known if name not in sizes]:
             raise ShapeError(f"{self.name}.prepare: give the size of dimension {missing[0]!r}")
         shapes = tuple(bind_shape(n.shape, sizes) for n in self._inputs)
-        self._bind([np.broadcast_to(np.zeros((), d), s) for s, d in zip(shapes, self._dtypes, strict=True)], shapes)
+        self._bind(shapes, lambda: sizes)
         return self
 
-    def _bind(self, arrays: Sequence[Array], shapes: Shapes) -> Binding:
+    def _bind(self, shapes: Shapes, sizes: Callable[[], Mapping[str, int]]) -> Binding:
         with _building:
             if (found := self._bindings.get(shapes)) is not None:
                 return found
-            sizes = bind_sizes(self._inputs, arrays)
-            executable = self._make(self.program, sizes)
+            executable = self._make(self.program, sizes())
             allocators = tuple(Allocator(static_shape(n.shape), n.dtype.np) for n in executable.program.outputs)
             binding = self._bindings[shapes] = Binding(executable, allocators)
             return binding
@@ -282,7 +281,9 @@ class Function:
         if isinstance(value, np.ma.MaskedArray):
             raise DTypeError(f"{self.name}: {describe(node)} got a masked array; fill it with .filled(value)")
         given: Array = (
-            np.asarray(value) if isinstance(value, np.ndarray | np.generic) else _weak(self.name, node, value)
+            np.asarray(cast("Array", value))
+            if isinstance(value, np.ndarray | np.generic)
+            else _weak(self.name, node, value)
         )
         if as_dtype(given.dtype) is not node.dtype:
             raise DTypeError(

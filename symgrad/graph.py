@@ -445,12 +445,10 @@ class Graph:
             return found
         for rewrite in self.rules.get(op.name, ()):
             if (better := rewrite(self, inputs, attrs)) is not None:
+                _infer(op, inputs, attrs)  # what is ill-typed is an error even where a rule would not look
                 return better
         node = _Draft()
-        try:
-            node.type = op.infer(*[i.type for i in inputs], **dict(zip(op.attrs, attrs, strict=True)))
-        except SymgradError as error:
-            raise _located(error, op, inputs) from None
+        node.type = _infer(op, inputs, attrs)
         origin = self.origin
         if origin is None:
             node.loc, node.scope, node.gradient_of, node.order = user_loc(2), self._scope, None, 0
@@ -569,7 +567,7 @@ def checked_extent(caller: str, extent: Any) -> Extent:
 def checked_shape(caller: str, shape: Any) -> Shape:
     """A shape given as one extent or as a sequence of them; ShapeError as for `checked_extent`."""
     many = isinstance(shape, Iterable) and not isinstance(shape, str | Node)
-    extents = cast("Iterable[Any]", shape) if many else (shape,)
+    extents: Iterable[Any] = cast("Iterable[Any]", shape) if many else (shape,)
     return tuple([checked_extent(caller, e) for e in extents])
 
 
@@ -582,9 +580,16 @@ def _array(caller: str, value: Any) -> Array:
         raise ShapeError(f"{caller}: {error}") from None
 
 
+def _infer(op: OpDef, inputs: tuple[Node, ...], attrs: Attrs) -> Type:
+    try:
+        return op.infer(*[i.type for i in inputs], **dict(zip(op.attrs, attrs, strict=True)))
+    except SymgradError as error:
+        raise _located(error, op, inputs) from None
+
+
 def _located(error: SymgradError, op: OpDef, inputs: tuple[Node, ...]) -> SymgradError:
     got = f" (got {', '.join(describe(i) for i in inputs)})" if inputs else ""
-    place = user_loc(3)
+    place = user_loc(4)
     return type(error)(f"{op.name}: {error}{got}" + (f" at {place}" if place is not None else ""))
 
 

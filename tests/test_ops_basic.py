@@ -306,7 +306,7 @@ def test_tensordot_and_vecdot():
 def test_contraction_errors():
     graph = Graph()
     x, y = graph.input("x", (2, 3)), graph.input("y", (4, 5))
-    with pytest.raises(ShapeError, match=r"'k' is 3 in 'mk' and 4 in 'kn'.*input 'x' float32\[2, 3\] \(test_ops_basic"):
+    with pytest.raises(ShapeError, match=r"matmul: .*input 'x' float32\[2, 3\] \(test_ops_basic.* got 3 and 4"):
         _ = x @ y
     with pytest.raises(ShapeError, match="occurs twice"):
         sg.einsum("ii->i", x)
@@ -409,7 +409,7 @@ def test_binding():
     assert bind_sizes([y], [np.zeros(7)]) == {"n": 3}
     assert bind_attr((n, (n + 1, "s"), 2), {"n": 3}) == (3, (4, "s"), 2)
     with pytest.raises(
-        ShapeError, match=r"input 'y': dimension 0 must be 2\*n \+ 1 = 7 \(n = 3 from dimension 0 of input 'x'\), got 8"
+        ShapeError, match=r"input 'y' .*: dimension 0 must be 2\*n \+ 1 = 7 \(n = 3 from dimension 0 of input 'x'\), got 8"
     ):
         bind_sizes([x, y], [np.zeros(3), np.zeros(8)])
     with pytest.raises(ShapeError, match=r"no n of at least 0 makes that 8"):
@@ -427,7 +427,7 @@ def test_feeds():
         evaluate(out)
     with pytest.raises(DTypeError, match="was given float64"):
         evaluate(out, {x: np.zeros(2)})
-    with pytest.raises(ShapeError, match="input 'x': dimension 0 must be 2, got 3"):
+    with pytest.raises(ShapeError, match=r"input 'x' float32\[2\] \(test_ops_basic.*: dimension 0 must be 2, got 3"):
         evaluate(out, {x: np.zeros(3, np.float32)})
     same(evaluate(out, {x: [1.0, 2.0]}), np.array([1, 2], np.float32))
     same(evaluate(out + 1, {out: np.array([5.0, 6.0], np.float32)}), np.array([6, 7], np.float32))

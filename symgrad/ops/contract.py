@@ -7,7 +7,7 @@ import string
 from symgrad.errors import DTypeError, ShapeError
 from symgrad.graph import Node
 from symgrad.opdef import Kind, defop
-from symgrad.ops.build import apply
+from symgrad.ops.build import apply, reshape_to
 from symgrad.ops.references import arithmetic, contracted_values
 from symgrad.ops.view import same_extent
 from symgrad.types import Extent, Type
@@ -43,9 +43,10 @@ def _contract_type(a: Type, b: Type, left: str, right: str, out: str) -> Type:
 def _contract_vjp(n: Node, g: Node) -> tuple[Node | None, ...]:
     a, b = n.inputs
     left, right, out = n.attrs
+    # An extent that one operand knows as a number may have a name in the other.
     return (
-        apply("contract", g, b, left=out, right=right, out=left),
-        apply("contract", a, g, left=left, right=out, out=right),
+        reshape_to(apply("contract", g, b, left=out, right=right, out=left), a.shape),
+        reshape_to(apply("contract", a, g, left=left, right=out, out=right), b.shape),
     )
 
 

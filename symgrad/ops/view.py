@@ -162,7 +162,8 @@ def _concat_vjp(n: Node, g: Node) -> Cotangents:
     start: Extent = 0
     for part in n.inputs:
         stop = start + part.shape[axis]
-        parts.append(slice_axis(g, axis, start, stop))
+        # An extent that one part knows as a number may have a name in another.
+        parts.append(reshape_to(slice_axis(g, axis, start, stop), part.shape))
         start = stop
     return tuple(parts)
 
