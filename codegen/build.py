@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from codegen import jit
 from codegen.access import NotAffineError, is_leaf
 from codegen.affine import variable
+from codegen.costs import estimated_ns
 from codegen.emit import Emitted, emit, module_text
 from codegen.executable import Executable, Launchable, value_name
 from codegen.group import Anchor, Group, group
@@ -134,7 +135,8 @@ def _works(program: Program, target: Target, tell: Report) -> list[Work]:
             names = (value_of.get(b.name, f"{b.name} of n{one.nodes[0].id}") for b in part.kernel.params)
             last = part is scheduled[-1]
             label = _label(one) if last else f"pack for {_label(one)}"
-            works.append(Work(part.kernel, tuple(names), label, _flops(one) if last else 0, _checks(one)))
+            flops, ns = (_flops(one), estimated_ns(kernel.body)) if last else (0, 0.0)
+            works.append(Work(part.kernel, tuple(names), label, flops, ns, _checks(one)))
     return works
 
 

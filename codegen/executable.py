@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from codegen.jit import Library
     from symgrad.types import Array
 
-# Work below this is done by the calling thread alone: waking others costs more than they save.
-PARALLEL_FLOPS = 200_000
-PARALLEL_BYTES = 400_000
+# Work that takes less is done by the calling thread alone: waking others costs more than they save.
+PARALLEL_NS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +101,7 @@ class Executable:
         self.slot_of = {name: k for k, name in enumerate(dict.fromkeys(names))}
         self.input_slots = [self.slot_of[value_name(n)] for n in program.inputs]
         self.output_slots = [self.slot_of[f"output:{k}"] for k in range(len(program.outputs))]
-        flops = sum(one.work.flops for one in launches)
-        size = sum(one.work.bytes for one in launches)
-        self.parallel = workers > 1 and (flops > PARALLEL_FLOPS or size > PARALLEL_BYTES)
+        self.parallel = workers > 1 and sum(one.work.ns for one in launches) > PARALLEL_NS
         self._run = threads.shared_pool(workers).run if self.parallel else threads.serial_entry()
         self._free: list[Context] = []
 

@@ -12,12 +12,16 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One kernel to run: `values` names what each parameter stands for. `checks` says it can report a failure."""
+    """One kernel to run: `values` names what each parameter stands for.
+
+    `flops` counts operations, `ns` estimates the time of one worker, `checks` says that it can report a failure.
+    """
 
     kernel: Kernel
     values: tuple[str, ...]
     label: str
     flops: int = 0
+    ns: float = 0.0
     checks: bool = False
 
     @property
