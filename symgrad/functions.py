@@ -320,7 +320,10 @@ def where(condition: Operand, a: Operand, b: Operand) -> Node:
     The branch not taken has no influence: its gradient is exactly 0 there, also where its derivative is infinite.
     """
     like = graph_of("where", a, b, condition)
-    test = scalar_const(like.graph, bool_, condition) if isinstance(condition, bool) else as_node(like, condition)
+    if isinstance(condition, bool):
+        # `node == 0` compares identities and gives one: taken for a condition it would choose for every element.
+        raise DTypeError(f"where: the condition is the Python value {condition}; compare nodes with sg.equal, not ==")
+    test = as_node(like, condition)
     if test.dtype is not bool_:
         raise DTypeError(f"where: the condition {describe(test)} must be bool; compare it with something")
     if not isinstance(a, Node) and not isinstance(b, Node):

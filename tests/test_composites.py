@@ -282,11 +282,8 @@ FUSIONS: dict[str, tuple[Callable[..., Any], list[tuple[tuple[int, ...], str]]]]
 }
 
 
-# Known to be refused: a load leaves the loop of no turns it stands in.
-_OPEN = {"sum_of_nothing_repeated": pytest.mark.xfail(strict=True, raises=sg.CompileError)}
 
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=_OPEN.get(n, ())) for n in FUSIONS])
+@pytest.mark.parametrize("name", FUSIONS)
 @pytest.mark.parametrize("rules", [True, False])
 def test_fusions(name: str, rules: bool):
     build, types = FUSIONS[name]
