@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codegen import threads
+from codegen.driver import BARRIER, GUARD
 from codegen.plan import MemoryPlan, Work
 from symgrad.graph import Node, aligned_copy
 from symgrad.program import Program
@@ -55,9 +56,9 @@ class Context:
             places = [memory.places[v] for v in one.work.values]
             pairs = np.array([(slot_of[p.slot], p.offset) for p in places], np.int64)
             args.append(pairs)
-            flags = threads.BARRIER if one.barrier else 0
+            flags = BARRIER if one.barrier else 0
             if not guarded and any(memory.places[v].slot in executable.state_slots for v in one.work.writes):
-                flags |= threads.BARRIER | threads.GUARD
+                flags |= BARRIER | GUARD
                 guarded = True
             records.append(threads.Launch(one.address, one.work.kernel.units, flags, pairs.ctypes.data))
         table = threads.launch_records(records)

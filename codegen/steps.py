@@ -435,13 +435,3 @@ def _used_inside(body: Body) -> Iterable[str]:
             yield from _used_inside(stmt.body)
         else:
             yield from used(stmt)
-
-
-def with_buffers(kernel: Kernel, added: Iterable[Buffer]) -> Kernel:
-    """The kernel with more parameters."""
-    return replace(kernel, params=kernel.params + tuple(added))
-
-
-def is_private(buffer: Buffer) -> bool:
-    """Whether only the kernel itself sees the buffer."""
-    return buffer.space is not Space.GLOBAL

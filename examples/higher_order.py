@@ -168,7 +168,9 @@ def draw(grid: Array, values: list[Array], path: Path) -> None:
         for side in ("top", "right"):
             panel.spines[side].set_visible(False)
     figure.supxlabel("x", fontsize=10)
-    figure.suptitle("Derivatives of sin(tanh(x²)): compiled (lines) and 50-digit reference values (circles)", fontsize=12)
+    figure.suptitle(
+        "Derivatives of sin(tanh(x²)): compiled (lines) and 50-digit reference values (circles)", fontsize=12
+    )
     figure.savefig(path)
 
 

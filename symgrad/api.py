@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from symgrad.function import Executable, Function, Structure, check_program, fla
 from symgrad.graph import Node, describe
 from symgrad.operators import as_node
 from symgrad.optimize import optimize, select_phase
+from symgrad.passes import write_dump
 from symgrad.program import Program
 from symgrad.random import random_updates
 from symgrad.rulebook import choose_rules
@@ -171,9 +171,7 @@ def make_executable(
         if stage == "llvm" and asked.debug >= _LEVELS["assembly"]:
             print(jit.assembly(text, target), file=sys.stderr)
         if asked.dump and stage != "stage":
-            os.makedirs(asked.dump, exist_ok=True)
-            with open(os.path.join(asked.dump, f"{program.name}.{stage}.txt"), "a", encoding="utf-8") as file:
-                file.write(text + "\n")
+            write_dump(asked.dump, f"{program.name}.{stage}.txt", text, append=True)
 
     try:
         return build(static, _KERNELS, target=target, workers=workers, verify=asked.verify, report=report)

@@ -40,7 +40,7 @@ def run(program: Program, pipeline: Iterable[Pass], asked: Settings | None = Non
         if asked.debug >= 2:
             print("unchanged" if text == earlier else text, file=sys.stderr)
         if asked.dump:
-            _write(asked.dump, f"{program.name}.{step:02d}.{name}.txt", text)
+            write_dump(asked.dump, f"{program.name}.{step:02d}.{name}.txt", text)
     return program
 
 
@@ -50,7 +50,9 @@ def pass_name(one: Pass) -> str:
     return getattr(inner, "__name__", type(inner).__name__)
 
 
-def _write(folder: str, name: str, text: str) -> None:
+def write_dump(folder: str, name: str, text: str, *, append: bool = False) -> None:
+    """Write a text into a file of the dump folder, which is made if need be. The file never leaves the folder."""
     os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+    with open(os.path.join(folder, name), "a" if append else "w", encoding="utf-8") as file:
         file.write(text + "\n")

@@ -13,28 +13,22 @@ class Settings:
     """How much to show and check, and where to keep things.
 
     `debug` is the level of SYMGRAD_DEBUG (0 to 6), `dump` the folder of SYMGRAD_DUMP, `verify` whether every pass is
-    followed by the verifier, `profile` whether kernels are timed, `cache` the folder of the object cache, empty for
-    the default folder and None for no cache, `threads` the number of workers, None for one per processor.
+    followed by the verifier, `threads` the number of workers, None for one per processor.
     """
 
     debug: int = 0
     dump: str | None = None
     verify: bool = False
-    profile: bool = False
-    cache: str | None = ""
     threads: int | None = None
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """The settings an environment asks for. ValueError names the variable that is not understood."""
-    cache = environment.get("SYMGRAD_CACHE", "")
     threads = _integer(environment, "SYMGRAD_NUM_THREADS", 1)
     return Settings(
-        debug=_integer(environment, "SYMGRAD_DEBUG", 0) or 0,
+        debug=_integer(environment, "SYMGRAD_DEBUG", 0, 6) or 0,
         dump=environment.get("SYMGRAD_DUMP") or None,
         verify=_switch(environment, "SYMGRAD_VERIFY"),
-        profile=_switch(environment, "SYMGRAD_PROFILE"),
-        cache=None if cache == "off" else cache,
         threads=threads,
     )
 
@@ -45,12 +39,13 @@ def settings() -> Settings:
     return read_settings(os.environ)
 
 
-def _integer(environment: Mapping[str, str], name: str, least: int) -> int | None:
+def _integer(environment: Mapping[str, str], name: str, least: int, most: int | None = None) -> int | None:
     text = environment.get(name, "")
     if not text:
         return None
-    if not text.isdecimal() or int(text) < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {text!r}")
+    if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+        wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be an integer {wanted}, got {text!r}")
     return int(text)
 
 

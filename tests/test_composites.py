@@ -282,7 +282,6 @@ FUSIONS: dict[str, tuple[Callable[..., Any], list[tuple[tuple[int, ...], str]]]]
 }
 
 
-
 @pytest.mark.parametrize("name", FUSIONS)
 @pytest.mark.parametrize("rules", [True, False])
 def test_fusions(name: str, rules: bool):

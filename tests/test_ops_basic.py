@@ -409,7 +409,8 @@ def test_binding():
     assert bind_sizes([y], [np.zeros(7)]) == {"n": 3}
     assert bind_attr((n, (n + 1, "s"), 2), {"n": 3}) == (3, (4, "s"), 2)
     with pytest.raises(
-        ShapeError, match=r"input 'y' .*: dimension 0 must be 2\*n \+ 1 = 7 \(n = 3 from dimension 0 of input 'x'\), got 8"
+        ShapeError,
+        match=r"input 'y' .*: dimension 0 must be 2\*n \+ 1 = 7 \(n = 3 from dimension 0 of input 'x'\), got 8",
     ):
         bind_sizes([x, y], [np.zeros(3), np.zeros(8)])
     with pytest.raises(ShapeError, match=r"no n of at least 0 makes that 8"):

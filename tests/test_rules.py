@@ -622,8 +622,8 @@ def test_debug_output_and_dump(tmp_path: Any, capsys: pytest.CaptureFixture[str]
 
 def test_settings() -> None:
     assert read_settings({}) == Settings()
-    asked = read_settings({"SYMGRAD_DEBUG": "3", "SYMGRAD_CACHE": "off", "SYMGRAD_NUM_THREADS": "2"})
-    assert (asked.debug, asked.cache, asked.threads) == (3, None, 2)
+    asked = read_settings({"SYMGRAD_DEBUG": "3", "SYMGRAD_NUM_THREADS": "2"})
+    assert (asked.debug, asked.threads) == (3, 2)
     with pytest.raises(ValueError, match="SYMGRAD_NUM_THREADS"):
         read_settings({"SYMGRAD_NUM_THREADS": "0"})
     with pytest.raises(ValueError, match="SYMGRAD_VERIFY"):

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from codegen import jit, threads
-from codegen.threads import BARRIER, GUARD, SERIAL, Launch, Pool
+from codegen.driver import BARRIER, GUARD, SERIAL, driver_text
+from codegen.threads import Launch, Pool
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -416,4 +417,4 @@ def test_starting_workers_leaves_the_signal_mask() -> None:
 @pytest.mark.parametrize("triple", ["aarch64-unknown-linux-gnu", "arm64-apple-darwin", "x86_64-pc-windows-msvc"])
 def test_driver_compiles_for_other_systems(triple: str) -> None:
     target = replace(jit.host_target(), triple=triple, cpu="", features="")
-    assert "symgrad_worker" in jit.assembly(threads.driver_text(triple), target)
+    assert "symgrad_worker" in jit.assembly(driver_text(triple), target)

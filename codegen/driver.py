@@ -1,0 +1,338 @@
+"""The fixed driver that leads workers through a list of kernels, as LLVM text. `threads` says what it reads."""
+
+from __future__ import annotations
+
+BARRIER = 1  # all workers meet before this launch
+SERIAL = 2  # worker 0 alone runs it, over the whole extent
+GUARD = 4  # all workers meet, and leave the run here when the status is not 0
+
+LAUNCH_FIELDS = 6
+CONTEXT_FIELDS = 8
+BARRIER_BYTES = 192
+
+# The control block of a pool, offsets in bytes. A signal is an i32 word that changes, and beside it the i32 count of
+# those who sleep until it does. Words that different workers write stand on different cache lines.
+JOB = 0  # signal: counts runs posted
+CONTEXT = 8  # ptr: the context to run; null tells the workers to end
+WORKERS = 16  # i64
+DONE = 64  # signal: counts runs that all have finished
+PENDING = 128  # i32: workers that have not finished
+BUSY = 192  # i32: 1 while a caller has the pool
+RECORDS = 256  # per worker: control block, number
+
+
+def driver_text(triple: str) -> str:
+    """The driver as LLVM text for this machine and system."""
+    machine, _, system = triple.partition("-")
+    arm = machine in ("aarch64", "arm64")
+    pause, declarations = "", ""
+    enter, leave = "", ""
+    if machine == "x86_64":
+        declarations, pause = _X86_DECLARATIONS, "call void @llvm.x86.sse2.pause()"
+        enter, leave = _X86_ENTER, _X86_LEAVE
+    if arm:
+        declarations, pause = _ARM_DECLARATIONS, "call void @llvm.aarch64.hint(i32 1)"
+        enter, leave = _ARM_ENTER, _ARM_LEAVE
+    sleep, wake, give_way = pause, "", pause
+    if "windows" not in system:
+        declarations += "declare i32 @sched_yield() nounwind\ndeclare i32 @usleep(i32) nounwind\n"
+        sleep, give_way = "call i32 @usleep(i32 50)", "call i32 @sched_yield()"
+    if "linux" in system and (machine == "x86_64" or arm):
+        number = 202 if machine == "x86_64" else 98
+        futex = f"call i64 (i64, ...) @syscall(i64 {number}, ptr %signal,"
+        declarations += "declare i64 @syscall(i64, ...) nounwind\n"
+        sleep = f"{futex} i64 128, i32 %old, ptr null, ptr null, i64 0)"  # FUTEX_WAIT, private to the process
+        wake = f"{futex} i64 129, i64 2147483647, ptr null, ptr null, i64 0)"  # FUTEX_WAKE
+    text = _DRIVER
+    for name, value in (
+        ("DECLARATIONS", declarations), ("PAUSE", pause), ("GIVE_WAY", give_way), ("SLEEP", sleep), ("WAKE", wake),
+        ("ENTER", enter), ("LEAVE", leave), ("CONTEXT", CONTEXT), ("WORKERS", WORKERS), ("DONE", DONE),
+        ("PENDING", PENDING), ("BUSY", BUSY), ("LAUNCH_BYTES", 8 * LAUNCH_FIELDS), ("MEETS", BARRIER | GUARD),
+        ("SERIAL", SERIAL), ("GUARD", GUARD),
+    ):  # fmt: skip
+        text = text.replace(f"<{name}>", str(value))
+    return text
+
+
+_X86_DECLARATIONS = """\
+declare void @llvm.x86.sse2.pause()
+declare void @llvm.x86.sse.stmxcsr(ptr)
+declare void @llvm.x86.sse.ldmxcsr(ptr)
+@standard = private constant i32 8064
+"""
+_X86_ENTER = """\
+  %callers = alloca i32, align 4
+  call void @llvm.x86.sse.stmxcsr(ptr %callers)
+  call void @llvm.x86.sse.ldmxcsr(ptr @standard)"""
+_X86_LEAVE = "  call void @llvm.x86.sse.ldmxcsr(ptr %callers)"
+_ARM_DECLARATIONS = """\
+declare void @llvm.aarch64.hint(i32)
+declare i64 @llvm.aarch64.get.fpcr()
+declare void @llvm.aarch64.set.fpcr(i64)
+"""
+_ARM_ENTER = """\
+  %callers = call i64 @llvm.aarch64.get.fpcr()
+  call void @llvm.aarch64.set.fpcr(i64 0)"""
+_ARM_LEAVE = "  call void @llvm.aarch64.set.fpcr(i64 %callers)"
+
+_DRIVER = r"""
+<DECLARATIONS>
+@symgrad_spins = global i64 1000, align 8
+
+; Take up a little time.
+define void @symgrad_pause(i64 %times) nounwind {
+start:
+  br label %again
+again:
+  %n = phi i64 [ 0, %start ], [ %next, %again ]
+  <PAUSE>
+  %next = add i64 %n, 1
+  %more = icmp ult i64 %next, %times
+  br i1 %more, label %again, label %done
+done:
+  ret void
+}
+
+; Return once the word of the signal is not `old`: `patience` times spin a little and let others run, then sleep.
+define internal void @wait(ptr %signal, i32 %old, i64 %patience) nounwind {
+start:
+  %sleepers = getelementptr i8, ptr %signal, i64 4
+  %limit = load i64, ptr @symgrad_spins, align 8
+  br label %spin
+spin:
+  %n = phi i64 [ 0, %start ], [ %n.next, %pause ], [ 0, %yield ]
+  %tries = phi i64 [ 1, %start ], [ %tries, %pause ], [ %tries.next, %yield ]
+  %now = load atomic i32, ptr %signal acquire, align 4
+  %same = icmp eq i32 %now, %old
+  br i1 %same, label %pause, label %done
+pause:
+  <PAUSE>
+  %n.next = add i64 %n, 1
+  %more = icmp ult i64 %n.next, %limit
+  br i1 %more, label %spin, label %tired
+tired:
+  %again = icmp ult i64 %tries, %patience
+  br i1 %again, label %yield, label %sleep
+yield:
+  <GIVE_WAY>
+  %tries.next = add i64 %tries, 1
+  br label %spin
+sleep:
+  ; Counted before the system compares the word: who posts either is seen by that, or sees the count.
+  atomicrmw add ptr %sleepers, i32 1 seq_cst
+  <SLEEP>
+  atomicrmw sub ptr %sleepers, i32 1 seq_cst
+  %sleep.now = load atomic i32, ptr %signal acquire, align 4
+  %sleep.same = icmp eq i32 %sleep.now, %old
+  br i1 %sleep.same, label %sleep, label %done
+done:
+  ret void
+}
+
+; Change the word of the signal, from the one thread that may, and wake who sleeps on it.
+define internal void @post(ptr %signal) nounwind {
+  %old = load atomic i32, ptr %signal monotonic, align 4
+  %new = add i32 %old, 1
+  store atomic i32 %new, ptr %signal seq_cst, align 4
+  %sleepers = getelementptr i8, ptr %signal, i64 4
+  %count = load atomic i32, ptr %sleepers seq_cst, align 4
+  %none = icmp eq i32 %count, 0
+  br i1 %none, label %done, label %wake
+wake:
+  <WAKE>
+  br label %done
+done:
+  ret void
+}
+
+; Wait for all workers. Returns the status as the last one found it, so that all decide alike.
+define internal i64 @meet(ptr %barrier, ptr %status, i64 %workers) nounwind {
+  %signal = getelementptr i8, ptr %barrier, i64 64
+  %verdict = getelementptr i8, ptr %barrier, i64 128
+  %round = load atomic i32, ptr %signal acquire, align 4
+  %before = atomicrmw add ptr %barrier, i32 1 acq_rel
+  %arrived = add i32 %before, 1
+  %expected = trunc i64 %workers to i32
+  %last = icmp eq i32 %arrived, %expected
+  br i1 %last, label %release, label %await
+release:
+  %found = load i64, ptr %status, align 8
+  store i64 %found, ptr %verdict, align 8
+  store atomic i32 0, ptr %barrier monotonic, align 4
+  call void @post(ptr %signal)
+  ret i64 %found
+await:
+  call void @wait(ptr %signal, i32 %round, i64 100)
+  %agreed = load i64, ptr %verdict, align 8
+  ret i64 %agreed
+}
+
+; One worker's part of a run.
+define void @symgrad_run(ptr %context, i64 %worker, i64 %workers) nounwind {
+start:
+<ENTER>
+  %launches.at = getelementptr i64, ptr %context, i64 1
+  %count.at = getelementptr i64, ptr %context, i64 2
+  %barrier.at = getelementptr i64, ptr %context, i64 3
+  %status.at = getelementptr i64, ptr %context, i64 4
+  %scratch.at = getelementptr i64, ptr %context, i64 5
+  %stride.at = getelementptr i64, ptr %context, i64 6
+  %slots = load ptr, ptr %context, align 8
+  %launches = load ptr, ptr %launches.at, align 8
+  %count = load i64, ptr %count.at, align 8
+  %barrier = load ptr, ptr %barrier.at, align 8
+  %status = load ptr, ptr %status.at, align 8
+  %scratches = load ptr, ptr %scratch.at, align 8
+  %stride = load i64, ptr %stride.at, align 8
+  %offset = mul i64 %stride, %worker
+  %scratch = getelementptr i8, ptr %scratches, i64 %offset
+  %alone = icmp eq i64 %workers, 1
+  %following = icmp ne i64 %worker, 0
+  br label %launch
+launch:
+  %i = phi i64 [ 0, %start ], [ %i.next, %next ]
+  %more = icmp ult i64 %i, %count
+  br i1 %more, label %read, label %done
+read:
+  %at = mul i64 %i, <LAUNCH_BYTES>
+  %record = getelementptr i8, ptr %launches, i64 %at
+  %extent.at = getelementptr i8, ptr %record, i64 8
+  %flags.at = getelementptr i8, ptr %record, i64 16
+  %args.at = getelementptr i8, ptr %record, i64 24
+  %kernel = load ptr, ptr %record, align 8
+  %extent = load i64, ptr %extent.at, align 8
+  %flags = load i64, ptr %flags.at, align 8
+  %args = load ptr, ptr %args.at, align 8
+  %meets = and i64 %flags, <MEETS>
+  %free = icmp eq i64 %meets, 0
+  br i1 %free, label %slice, label %together
+together:
+  br i1 %alone, label %look, label %meet
+look:
+  %own = load i64, ptr %status, align 8
+  br label %guard
+meet:
+  %agreed = call i64 @meet(ptr %barrier, ptr %status, i64 %workers)
+  br label %guard
+guard:
+  %verdict = phi i64 [ %own, %look ], [ %agreed, %meet ]
+  %failed = icmp ne i64 %verdict, 0
+  %guards = and i64 %flags, <GUARD>
+  %guarded = icmp ne i64 %guards, 0
+  %leave = and i1 %failed, %guarded
+  br i1 %leave, label %done, label %slice
+slice:
+  br i1 %alone, label %call, label %share
+share:
+  %serial = and i64 %flags, <SERIAL>
+  %shared = icmp eq i64 %serial, 0
+  br i1 %shared, label %divide, label %lead
+lead:
+  br i1 %following, label %next, label %call
+divide:
+  %low = mul i64 %extent, %worker
+  %high = add i64 %low, %extent
+  %first = udiv i64 %low, %workers
+  %last = udiv i64 %high, %workers
+  br label %call
+call:
+  %begin = phi i64 [ 0, %slice ], [ 0, %lead ], [ %first, %divide ]
+  %end = phi i64 [ %extent, %slice ], [ %extent, %lead ], [ %last, %divide ]
+  %some = icmp ult i64 %begin, %end
+  br i1 %some, label %work, label %next
+work:
+  call void %kernel(ptr %slots, ptr %args, i64 %begin, i64 %end, ptr %scratch, ptr %status)
+  br label %next
+next:
+  %i.next = add i64 %i, 1
+  br label %launch
+done:
+<LEAVE>
+  ret void
+}
+
+; A run on the calling thread alone.
+define i64 @symgrad_serial(ptr %context) nounwind {
+  %status.at = getelementptr i64, ptr %context, i64 4
+  %status = load ptr, ptr %status.at, align 8
+  store i64 0, ptr %status, align 8
+  call void @symgrad_run(ptr %context, i64 0, i64 1)
+  %result = load i64, ptr %status, align 8
+  ret i64 %result
+}
+
+; A run on all workers of the pool, or alone when the pool is taken.
+define i64 @symgrad_parallel(ptr %control, ptr %context) nounwind {
+  %workers.at = getelementptr i8, ptr %control, i64 <WORKERS>
+  %workers = load i64, ptr %workers.at, align 8
+  %alone = icmp eq i64 %workers, 1
+  br i1 %alone, label %serial, label %claim
+claim:
+  %busy = getelementptr i8, ptr %control, i64 <BUSY>
+  %claimed = cmpxchg ptr %busy, i32 0, i32 1 acquire monotonic
+  %free = extractvalue { i32, i1 } %claimed, 1
+  br i1 %free, label %together, label %serial
+serial:
+  %own = call i64 @symgrad_serial(ptr %context)
+  ret i64 %own
+together:
+  %context.at = getelementptr i8, ptr %control, i64 <CONTEXT>
+  %pending = getelementptr i8, ptr %control, i64 <PENDING>
+  %done = getelementptr i8, ptr %control, i64 <DONE>
+  %status.at = getelementptr i64, ptr %context, i64 4
+  %status = load ptr, ptr %status.at, align 8
+  store i64 0, ptr %status, align 8
+  store ptr %context, ptr %context.at, align 8
+  %size = trunc i64 %workers to i32
+  %others = sub i32 %size, 1
+  store atomic i32 %others, ptr %pending monotonic, align 4
+  %round = load atomic i32, ptr %done monotonic, align 4
+  call void @post(ptr %control)
+  call void @symgrad_run(ptr %context, i64 0, i64 %workers)
+  call void @wait(ptr %done, i32 %round, i64 100)
+  %result = load i64, ptr %status, align 8
+  store atomic i32 0, ptr %busy release, align 4
+  ret i64 %result
+}
+
+; Tell the workers to end.
+define void @symgrad_stop(ptr %control) nounwind {
+  %context.at = getelementptr i8, ptr %control, i64 <CONTEXT>
+  store ptr null, ptr %context.at, align 8
+  call void @post(ptr %control)
+  ret void
+}
+
+; The life of a worker thread.
+define ptr @symgrad_worker(ptr %record) nounwind {
+start:
+  %number.at = getelementptr i8, ptr %record, i64 8
+  %control = load ptr, ptr %record, align 8
+  %number = load i64, ptr %number.at, align 8
+  %context.at = getelementptr i8, ptr %control, i64 <CONTEXT>
+  %workers.at = getelementptr i8, ptr %control, i64 <WORKERS>
+  %pending = getelementptr i8, ptr %control, i64 <PENDING>
+  %done = getelementptr i8, ptr %control, i64 <DONE>
+  %workers = load i64, ptr %workers.at, align 8
+  br label %idle
+idle:
+  %seen = phi i32 [ 0, %start ], [ %job, %finish ], [ %job, %tell ]
+  call void @wait(ptr %control, i32 %seen, i64 40)
+  %job = load atomic i32, ptr %control acquire, align 4
+  %context = load ptr, ptr %context.at, align 8
+  %ends = icmp eq ptr %context, null
+  br i1 %ends, label %end, label %run
+run:
+  call void @symgrad_run(ptr %context, i64 %number, i64 %workers)
+  br label %finish
+finish:
+  %left = atomicrmw sub ptr %pending, i32 1 acq_rel
+  %last = icmp eq i32 %left, 1
+  br i1 %last, label %tell, label %idle
+tell:
+  call void @post(ptr %done)
+  br label %idle
+end:
+  ret ptr null
+}
+"""
