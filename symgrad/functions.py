@@ -40,7 +40,6 @@ from symgrad.operators import (
     is_scalar,
     matrix_transpose,
     power,
-    scalar_const,
     source,
 )
 from symgrad.operators import (

@@ -214,7 +214,7 @@ class Node:
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *operands: Any, **named: Any) -> Node:
         # ndarray + node arrives here, and becomes the operator of the node.
         reflected = _REFLECTED.get(ufunc.__name__)
-        if reflected and method == "__call__" and not named and operands[1] is self:
+        if reflected and method == "__call__" and not named and operands[1] is self and operands[0] is not self:
             return getattr(self, reflected)(operands[0])
         call = f"np.{ufunc.__name__}" + ("" if method == "__call__" else f".{method}")
         raise _unknown(self, f"values that {call} needs", f"use the function of symgrad, such as sg.{ufunc.__name__}")
@@ -321,7 +321,7 @@ def _unknown(node: Node, what: str, advice: str) -> TypeError:
 def attr_key(value: Any) -> Any:
     """A dictionary key for an attribute that tells 1, 1.0 and True apart, and zeros and NaNs by their bits."""
     if isinstance(value, tuple):
-        return tuple([attr_key(v) for v in value])
+        return tuple([attr_key(v) for v in value])  # pyright: ignore[reportUnknownVariableType] nested attributes
     if isinstance(value, bool):
         return (bool, value)
     if isinstance(value, float):
@@ -566,9 +566,9 @@ def checked_extent(caller: str, extent: Any) -> Extent:
 
 def checked_shape(caller: str, shape: Any) -> Shape:
     """A shape given as one extent or as a sequence of them; ShapeError as for `checked_extent`."""
-    many = isinstance(shape, Iterable) and not isinstance(shape, str | Node)
-    extents: Iterable[Any] = cast("Iterable[Any]", shape) if many else (shape,)
-    return tuple([checked_extent(caller, e) for e in extents])
+    given = cast("Iterable[Any]", shape)
+    many = isinstance(given, Iterable) and not isinstance(given, str | Node)  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+    return tuple([checked_extent(caller, e) for e in (given if many else (shape,))])
 
 
 def _array(caller: str, value: Any) -> Array:

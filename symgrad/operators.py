@@ -302,6 +302,10 @@ def _accepts(value: object) -> bool:
 def _method(function: Callable[[Any, Any], Node], *, reflected: bool = False) -> Callable[[Node, Any], Node]:
     def method(self: Node, other: Any) -> Node:
         if not _accepts(other):
+            if isinstance(other, list | tuple):
+                raise TypeError(
+                    f"{describe(self)} meets a {type(other).__name__}; use np.asarray on sequences{_here()}"
+                )  # pyright: ignore[reportUnknownArgumentType] any list
             return NotImplemented
         return function(other, self) if reflected else function(self, other)
 
