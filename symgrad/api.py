@@ -14,7 +14,7 @@ from codegen.target import Target
 from codegen.threads import default_workers
 from symgrad.errors import CompileError, GraphError
 from symgrad.function import Executable, Function, Structure, check_program, flatten
-from symgrad.graph import Node, describe
+from symgrad.graph import Node, Operand, describe
 from symgrad.operators import as_node
 from symgrad.optimize import optimize, select_phase
 from symgrad.passes import write_dump
@@ -40,7 +40,7 @@ def compile(
     outputs: Any,
     /,
     *,
-    updates: Iterable[tuple[Node, Node]] | None = None,
+    updates: Iterable[tuple[Node, Operand]] | None = None,
     phase: Phase | None = None,
     device: str = "cpu",
     threads: int | None = None,
@@ -52,7 +52,7 @@ def compile(
     outputs: Any = None,
     /,
     *,
-    updates: Iterable[tuple[Node, Node]] | None = None,
+    updates: Iterable[tuple[Node, Operand]] | None = None,
     phase: Phase | None = None,
     device: str = "cpu",
     threads: int | None = None,
@@ -65,8 +65,8 @@ def compile(
     (param or state, new value), all computed from the old values. `phase` decides between the branches of `phase`
     nodes: "train" by default when there are updates, else "infer". Functions over one graph share its params and
     states. Code is generated at the first call with new sizes, see `Function`. `threads` is the number of workers
-    (SYMGRAD_NUM_THREADS, or one per processor). `without` names rewrite rules to leave out. A program, as `sg.prune` and
-    `sg.load` give, is compiled as it is.
+    (SYMGRAD_NUM_THREADS, or one per processor). `without` names rewrite rules to leave out. A program, as `sg.prune`
+    and `sg.load` give, is compiled as it is.
 
     GraphError for nodes that cannot be inputs, outputs or updates; CompileError for a device or option that is not
     supported; ValueError for a rule that does not exist.

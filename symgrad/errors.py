@@ -23,9 +23,9 @@ class Loc:
     @property
     def line(self) -> int:
         """The line number of the instruction."""
-        for index, (start, *_rest) in enumerate(self.code.co_positions()):
-            if index * 2 == self.instruction:
-                return start or self.code.co_firstlineno
+        for start, end, line in self.code.co_lines():
+            if start <= self.instruction < end:
+                return line or self.code.co_firstlineno
         return self.code.co_firstlineno
 
     @property

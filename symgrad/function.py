@@ -130,6 +130,8 @@ def _references(arrays: list[Array]) -> int:
     return 0
 
 
+# Counts of references say who holds an array in CPython, and only while one thread runs at a time.
+_COUNTS_ARE_EXACT = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
 # References to an array that only its recycler holds.
 _UNUSED = _references([np.empty(0)])
 
@@ -147,7 +149,7 @@ class Allocator:
         self.shape = shape
         self.dtype = dtype
         large = math.prod(shape) * dtype.itemsize >= RECYCLED_BYTES
-        self._kept: list[Array] | None = [] if large and sys.implementation.name == "cpython" else None
+        self._kept: list[Array] | None = [] if large and _COUNTS_ARE_EXACT else None
 
     def take(self) -> Array:
         """An array with unspecified content that aliases nothing in use."""

@@ -303,9 +303,8 @@ def _method(function: Callable[[Any, Any], Node], *, reflected: bool = False) ->
     def method(self: Node, other: Any) -> Node:
         if not _accepts(other):
             if isinstance(other, list | tuple):
-                raise TypeError(
-                    f"{describe(self)} meets a {type(other).__name__}; use np.asarray on sequences{_here()}"
-                )  # pyright: ignore[reportUnknownArgumentType] any list
+                kind = "list" if isinstance(other, list) else "tuple"
+                raise TypeError(f"{describe(self)} meets a {kind}; use np.asarray on sequences{_here()}")
             return NotImplemented
         return function(other, self) if reflected else function(self, other)
 

@@ -231,9 +231,7 @@ class Dim:
         """The value under concrete sizes. KeyError for a missing name, ValueError for extents that do not broadcast."""
         total = 0
         for monomial, factor in self.terms:
-            for atom, power in monomial:
-                factor *= _bind_atom(atom, sizes) ** power
-            total += factor
+            total += factor * math.prod(_bind_atom(atom, sizes) ** power for atom, power in monomial)
         return total
 
 
@@ -331,7 +329,7 @@ def joint_extent(a: Extent, b: Extent) -> Extent | None:
     A symbolic extent against an integer other than 1 gives the integer, because the symbol can then only be that
     integer or 1; the call checks it. Two unequal symbolic extents give a joint extent.
     """
-    if a == b or b == 1:
+    if b in (a, 1):
         return a
     if a == 1:
         return b

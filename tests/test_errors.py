@@ -1,5 +1,8 @@
 """Mistakes users make: the named error, the user's line, what was got and what to do; and nothing changed."""
 
+# Wrong arguments are the subject here.
+# pyright: basic, reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import copy
@@ -66,7 +69,7 @@ NOT_VALUES: list[tuple[Callable[[Any], Any], str]] = [
     (lambda n: "abc" * n, "number"),
     (range, "number"),
     (list, "elements .*sg.unstack"),
-    (lambda n: dict.fromkeys(n), "elements"),
+    (dict.fromkeys, "elements"),
     (lambda n: operator.itemgetter(0)(list(n)), "elements"),
     (np.sin, r"np\.sin needs .*sg\.sin"),
     (np.sum, r"np\.add\.reduce"),

@@ -156,7 +156,7 @@ def test_subclasses_and_weak_values() -> None:
     take_int = sg.compile([i], i)
     np.testing.assert_array_equal(take_int([127, -128]), [127, -128])
     for wrong in ([128], [-129], [2**70], [1.0], [1j], ["1"], [None], [[1], [1, 2]]):
-        with pytest.raises((sg.DTypeError, sg.ShapeError), match="'i'.*test_function"):
+        with pytest.raises((sg.DTypeError, sg.ShapeError), match=r"'i'.*test_function"):
             take_int(wrong)
 
 

@@ -1,3 +1,4 @@
+# pyright: reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
 """Long chains: every phase works at the default recursion limit, in time that grows with the number of nodes."""
 
 from __future__ import annotations

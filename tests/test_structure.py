@@ -1,3 +1,4 @@
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false
 """Who may import whom, and that every operator has all its parts."""
 
 from __future__ import annotations

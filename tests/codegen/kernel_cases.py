@@ -1,3 +1,4 @@
+# pyright: reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
 """Programs that together reach every kind of kernel, and ways to run one kernel by itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# pyright: reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
 """Loop programs: what the verifier refuses, and that naive kernel, schedule and machine code mean the same."""
 
 from __future__ import annotations
