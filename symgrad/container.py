@@ -1,8 +1,8 @@
 """The safetensors container: named arrays and text in one file, checked in full before anything is made of it.
 
-A file is eight bytes with the length of the header, little-endian; the header, a JSON object that gives each tensor
-its data type, shape and byte range, and under `__metadata__` text by name; then the bytes of the tensors. The ranges
-cover the rest of the file without a gap or an overlap. What is written here any safetensors reader opens.
+The safetensors library writes and reads the bytes. Here is what it leaves open: a file is replaced as a whole or not at
+all, equal contents give equal bytes, the size of the header is checked before anything is made of it, and what the
+library lets pass is refused (repeated keys, unknown fields, other data types, booleans that are neither 0 nor 1).
 """
 
 from __future__ import annotations
@@ -29,23 +29,22 @@ if TYPE_CHECKING:
 Path: TypeAlias = "str | os.PathLike[str]"
 
 _PREFIX = 8
-_MAX_HEADER = 100_000_000  # what the safetensors library accepts
+_MAX_HEADER = 100_000_000  # the library's own bound, needed before the library is asked
 _MAX_DEPTH = 64
 _MAX_RANK = 64
-_CODES = {
-    "bool": "BOOL",
-    "int8": "I8",
-    "int16": "I16",
-    "int32": "I32",
-    "int64": "I64",
-    "uint8": "U8",
-    "uint16": "U16",
-    "uint32": "U32",
-    "uint64": "U64",
-    "float32": "F32",
-    "float64": "F64",
+_DTYPE_OF_CODE = {
+    "BOOL": DTYPES["bool"],
+    "I8": DTYPES["int8"],
+    "I16": DTYPES["int16"],
+    "I32": DTYPES["int32"],
+    "I64": DTYPES["int64"],
+    "U8": DTYPES["uint8"],
+    "U16": DTYPES["uint16"],
+    "U32": DTYPES["uint32"],
+    "U64": DTYPES["uint64"],
+    "F32": DTYPES["float32"],
+    "F64": DTYPES["float64"],
 }
-_DTYPE_OF_CODE = {code: DTYPES[name] for name, code in _CODES.items()}
 # Possessive and never failing, so that a hostile text costs one pass: an unfinished string ends with the text.
 _JSON_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 
@@ -63,9 +62,13 @@ def read(path: Path) -> Contents:
     # Opening a pipe would wait for a writer, so look before opening.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise FormatError(f"{os.fspath(path)} is not a regular file")
-    with open(path, "rb") as file:
-        data = file.read()
     try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            # A large file of another kind is refused before it is read.
+            _header_length(file.read(_PREFIX), size)
+            file.seek(0)
+            data = file.read(size)
         return parse(data)
     except FormatError as error:
         raise FormatError(f"{os.fspath(path)}: {error}") from None
@@ -73,22 +76,17 @@ def read(path: Path) -> Contents:
 
 def parse(data: bytes) -> Contents:
     """Check the bytes of a file and give what they hold."""
-    if len(data) < _PREFIX:
-        raise FormatError(f"a safetensors file has at least {_PREFIX} bytes, this one has {len(data)}")
-    length = int.from_bytes(data[:_PREFIX], "little")
-    if length > len(data) - _PREFIX:
-        raise FormatError(
-            f"byte 0: the header length is {length}, but only {len(data) - _PREFIX} bytes follow; "
-            "this is no safetensors file, or it was cut short"
-        )
-    if length > _MAX_HEADER:
-        raise FormatError(f"byte 0: the header length is {length}, more than {_MAX_HEADER}")
-    header = parse_json(data[_PREFIX : _PREFIX + length], "header")
-    if not isinstance(header, dict):
-        raise FormatError(f"header: expected a JSON object, got {_brief(header)}")
-    entries = cast("dict[str, Any]", header)
-    metadata = _metadata(entries.pop("__metadata__", {}))
-    return Contents(metadata, _tensors(entries, memoryview(data)[_PREFIX + length :]))
+    from safetensors import SafetensorError, deserialize
+
+    # First what the library lets pass, and what would make it allocate many times the size of the file.
+    end = _PREFIX + _header_length(data[:_PREFIX], len(data))
+    metadata, names = _header(parse_json(data[_PREFIX:end], "header"))
+    try:
+        found = cast("dict[str, dict[str, Any]]", dict(cast("list[Any]", deserialize(data))))
+    except SafetensorError as error:
+        raise FormatError(f"header: {error}") from None
+    # The library's own order differs from run to run.
+    return Contents(metadata, {name: _tensor(name, found[name]) for name in names})
 
 
 def parse_json(text: bytes, what: str) -> Any:
@@ -120,29 +118,29 @@ def canonical_json(value: Any) -> bytes:
 def write(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
     """Write a file at once: either it is there in full, or what stood there before is unchanged.
 
-    Equal contents give equal bytes. The file is safe on the disk when the call returns.
+    Equal contents give equal bytes. The file is safe on the disk when the call returns. FormatError when the header
+    would be larger than the format allows, or a text is not Unicode.
     """
-    # Wider types first, so that every tensor is aligned to its own elements.
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    offset = 0
-    for name in names:
-        array = tensors[name]
-        header[name] = {
-            "dtype": _CODES[array.dtype.name],
-            "shape": list(array.shape),
-            "data_offsets": [offset, offset + array.nbytes],
-        }
-        offset += array.nbytes
-    text = canonical_json(header)
-    text += b" " * (-len(text) % _PREFIX)
-    if len(text) > _MAX_HEADER:
-        raise FormatError(f"the program needs a header of {len(text)} bytes, more than the format's {_MAX_HEADER}")
+    import safetensors.numpy
+
+    try:
+        # The library takes the memory of an array as it lies.
+        dense = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+        data = safetensors.numpy.save(dense, dict(metadata))
+    except safetensors.SafetensorError as error:
+        raise FormatError(f"the program does not fit a safetensors file: {error}") from None
+    except UnicodeEncodeError as error:
+        raise FormatError(f"{_brief(error.object)}: a lone surrogate cannot be stored as text") from None
+    body = _PREFIX + int.from_bytes(data[:_PREFIX], "little")
+    head = data[:body]
+    if len(metadata) > 1:
+        # The library writes several texts in an order that differs from run to run; by name it is always the same.
+        text = canonical_json(json.loads(head[_PREFIX:]))
+        text += b" " * (-len(text) % _PREFIX)
+        _header_length(head := len(text).to_bytes(_PREFIX, "little") + text, len(head))
     with _replacing(path) as file:
-        file.write(len(text).to_bytes(_PREFIX, "little"))
-        file.write(text)
-        for name in names:
-            file.write(little_endian(tensors[name]))
+        file.write(head)
+        file.write(memoryview(data)[body:])
 
 
 def little_endian(array: Array) -> bytes:
@@ -190,62 +188,49 @@ def _replacing(path: Path) -> Generator[IO[bytes], None, None]:
             os.close(entry)
 
 
-def _metadata(value: Any) -> dict[str, str]:
+def _header_length(prefix: bytes, size: int) -> int:
+    """The length of the header of a file of `size` bytes that starts with `prefix`."""
+    if len(prefix) < _PREFIX:
+        raise FormatError(f"a safetensors file has at least {_PREFIX} bytes, this one has {len(prefix)}")
+    length = int.from_bytes(prefix[:_PREFIX], "little")
+    if length > size - _PREFIX:
+        raise FormatError(
+            f"byte 0: the header length is {length}, but only {size - _PREFIX} bytes follow; "
+            "this is no safetensors file, or it was cut short"
+        )
+    if length > _MAX_HEADER:
+        raise FormatError(f"byte 0: the header length is {length}, more than {_MAX_HEADER}")
+    return length
+
+
+def _header(value: Any) -> tuple[dict[str, str], list[str]]:
+    """The metadata and the names of the tensors. What an entry says of its bytes is left to the library."""
     if not isinstance(value, dict):
-        raise FormatError(f"header, __metadata__: expected an object, got {_brief(value)}")
-    for name, text in cast("dict[str, Any]", value).items():
-        if not isinstance(text, str):
-            raise FormatError(f"header, __metadata__ {_brief(name)}: expected text, got {_brief(text)}")
-    return cast("dict[str, str]", value)
-
-
-def _tensors(entries: dict[str, Any], body: memoryview) -> dict[str, Array]:
-    ranges: list[tuple[int, int, str]] = []
-    types: dict[str, tuple[DType, list[int]]] = {}
+        raise FormatError(f"header: expected a JSON object, got {_brief(value)}")
+    entries = cast("dict[str, Any]", value)
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise FormatError(f"header, __metadata__: expected an object, got {_brief(metadata)}")
     for name, entry in entries.items():
         where = f"header, tensor {_brief(name)}"
-        dtype, shape, begin, end = _entry(entry, where)
-        size = math.prod(shape) * dtype.itemsize
-        if end - begin != size:
-            raise FormatError(f"{where}: {dtype}{shape} has {size} bytes, but data_offsets are {begin} to {end}")
-        ranges.append((begin, end, name))
-        types[name] = (dtype, shape)
-    at = 0
-    for begin, end, name in sorted(ranges):
-        if begin != at:
-            what = "overlaps the tensor before it" if begin < at else "leaves a gap before it"
-            raise FormatError(f"header, tensor {_brief(name)}: starts at {begin} and {what}, which ends at {at}")
-        at = end
-    if at != len(body):
-        raise FormatError(f"the tensors end at byte {at} of the data, but the file has {len(body)} bytes of it")
-    tensors: dict[str, Array] = {}
-    for begin, end, name in ranges:
-        dtype, shape = types[name]
-        try:
-            tensors[name] = from_little_endian(body[begin:end], dtype, shape)
-        except FormatError as error:
-            raise FormatError(f"tensor {_brief(name)}: {error}") from None
-    return tensors
+        if not isinstance(entry, dict) or set(cast("dict[str, Any]", entry)) != {"dtype", "shape", "data_offsets"}:
+            raise FormatError(f"{where}: expected an object of dtype, shape and data_offsets, got {_brief(entry)}")
+        shape = cast("dict[str, Any]", entry)["shape"]
+        if not isinstance(shape, list) or len(cast("list[Any]", shape)) > _MAX_RANK:
+            raise FormatError(f"{where}: shape {_brief(shape)} is no list of at most {_MAX_RANK} sizes")
+    return cast("dict[str, str]", metadata), list(entries)
 
 
-def _entry(entry: Any, where: str) -> tuple[DType, list[int], int, int]:
-    if not isinstance(entry, dict) or set(cast("dict[str, Any]", entry)) != {"dtype", "shape", "data_offsets"}:
-        raise FormatError(f"{where}: expected an object of dtype, shape and data_offsets, got {_brief(entry)}")
-    fields = cast("dict[str, Any]", entry)
-    code = fields["dtype"]
-    dtype = _DTYPE_OF_CODE.get(code) if isinstance(code, str) else None
+def _tensor(name: str, entry: dict[str, Any]) -> Array:
+    dtype = _DTYPE_OF_CODE.get(entry["dtype"])
     if dtype is None:
-        raise FormatError(f"{where}: dtype {_brief(code)} is none of {', '.join(_DTYPE_OF_CODE)}")
-    shape, offsets = fields["shape"], fields["data_offsets"]
-    if not _are_sizes(shape) or len(shape) > _MAX_RANK:
-        raise FormatError(f"{where}: shape {_brief(shape)} is no list of at most {_MAX_RANK} sizes")
-    if not _are_sizes(offsets) or len(offsets) != 2:
-        raise FormatError(f"{where}: data_offsets {_brief(offsets)} are not two sizes")
-    return dtype, shape, offsets[0], offsets[1]
-
-
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**63 for v in cast("list[Any]", value))
+        raise FormatError(
+            f"header, tensor {_brief(name)}: dtype {entry['dtype']} is none of {', '.join(_DTYPE_OF_CODE)}"
+        )
+    try:
+        return from_little_endian(memoryview(entry["data"]).toreadonly(), dtype, entry["shape"])
+    except FormatError as error:
+        raise FormatError(f"tensor {_brief(name)}: {error}") from None
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
