@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from codegen import jit
 from codegen.access import NotAffineError, is_leaf
 from codegen.affine import variable
 from codegen.costs import estimated_ns
-from codegen.emit import Emitted, emit, module_text
+from codegen.emit import emit, module_text
 from codegen.executable import Executable, Launchable, value_name
 from codegen.group import Anchor, Group, group
 from codegen.loop import Buffer, For, Kernel, Load, Loop, Space, Store, loops_of
@@ -32,7 +33,7 @@ from symgrad.types import DType, size_of
 Report = Callable[[str, str], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Compiled:
     """Machine code of one kernel and the library that keeps it mapped."""
 
@@ -45,10 +46,12 @@ class Compiled:
 class KernelStore:
     """Compiled kernels by target and loop text, so that equal kernels are compiled once per process.
 
-    One build at a time may use a store.
+    A kernel lives as long as an executable that runs it. One build at a time may use a store.
     """
 
-    compiled: dict[tuple[str, str], Compiled] = field(default_factory=dict[tuple[str, str], "Compiled"])
+    compiled: weakref.WeakValueDictionary[tuple[str, str], Compiled] = field(
+        default_factory=weakref.WeakValueDictionary[tuple[str, str], "Compiled"]
+    )
 
 
 def build(
@@ -79,10 +82,10 @@ def build(
     compiled = _compile([w.kernel for w in works], store, target, tell)
     clock.lap("compile", f"{len({id(c) for c in compiled})} distinct kernels")
     launches = tuple(
-        Launchable(work, c.address, c.scratch_bytes, barrier)
+        Launchable(work, c.address, c.scratch_bytes, barrier, c)
         for work, c, barrier in zip(works, compiled, memory.barriers, strict=True)
     )
-    return Executable(program, launches, memory, tuple(c.library for c in compiled), workers)
+    return Executable(program, launches, memory, workers)
 
 
 def _silent(stage: str, text: str) -> None:
@@ -273,17 +276,16 @@ def _bytes(node: Node) -> int:
 
 def _compile(kernels: Sequence[Kernel], store: KernelStore, target: Target, tell: Report) -> list[Compiled]:
     """Code for every kernel: what the store lacks is compiled in one module."""
-    texts = [kernel_text(k) for k in kernels]
-    missing: dict[str, Kernel] = {}
-    for text, kernel in zip(texts, kernels, strict=True):
-        if (target.name, text) not in store.compiled:
-            missing.setdefault(text, kernel)
+    keys = [(target.name, kernel_text(k)) for k in kernels]
+    found = {key: kept for key in keys if (kept := store.compiled.get(key)) is not None}
+    missing = {key: kernel for key, kernel in zip(keys, kernels, strict=True) if key not in found}
     if missing:
-        names = {text: "k" + hashlib.sha256(text.encode()).hexdigest()[:16] for text in missing}
-        emitted: dict[str, Emitted] = {text: emit(kernel, names[text], target) for text, kernel in missing.items()}
+        names = {key: "k" + hashlib.sha256(key[1].encode()).hexdigest()[:16] for key in missing}
+        emitted = {key: emit(kernel, names[key], target) for key, kernel in missing.items()}
         module = module_text(emitted.values(), target)
         tell("llvm", module)
         library = jit.link([jit.compile_object(module, target)], names.values())
-        for text, name in names.items():
-            store.compiled[target.name, text] = Compiled(library.address(name), emitted[text].scratch_bytes, library)
-    return [store.compiled[target.name, text] for text in texts]
+        for key, name in names.items():
+            found[key] = Compiled(library.address(name), emitted[key].scratch_bytes, library)
+            store.compiled[key] = found[key]
+    return [found[key] for key in keys]

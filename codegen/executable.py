@@ -16,7 +16,6 @@ from symgrad.graph import Node, aligned_copy
 from symgrad.program import Program
 
 if TYPE_CHECKING:
-    from codegen.jit import Library
     from symgrad.types import Array
 
 # Work that takes less is done by the calling thread alone: waking others costs more than they save.
@@ -25,12 +24,13 @@ PARALLEL_NS = 60_000
 
 @dataclass(frozen=True, slots=True)
 class Launchable:
-    """A work with its machine code, and whether workers meet before it."""
+    """A work with its machine code, whether workers meet before it, and what keeps the code mapped."""
 
     work: Work
     address: int
     scratch_bytes: int
     barrier: bool
+    code: object
 
 
 class Context:
@@ -85,13 +85,11 @@ class Executable:
         program: Program,
         launches: tuple[Launchable, ...],
         memory: MemoryPlan,
-        libraries: tuple[Library, ...],
         workers: int,
     ) -> None:
         self.program = program
         self.launches = launches
         self.memory = memory
-        self.libraries = libraries
         self.workers = workers
         self.standing = _standing(program)
         self.state_slots = {value_name(n) for n in program.states}

@@ -84,7 +84,8 @@ def parse(data: bytes) -> Contents:
     try:
         found = cast("dict[str, dict[str, Any]]", dict(cast("list[Any]", deserialize(data))))
     except SafetensorError as error:
-        raise FormatError(f"header: {error}") from None
+        reason = str(error).removeprefix("Error while deserializing: ")
+        raise FormatError(f"header: {reason} ({len(data) - end} bytes of tensors follow the header)") from None
     # The library's own order differs from run to run.
     return Contents(metadata, {name: _tensor(name, found[name]) for name in names})
 

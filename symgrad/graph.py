@@ -62,9 +62,11 @@ class Literal:
 # Locks of graphs alive. A fork waits for calls in flight, so that the child finds states whole and locks free.
 _locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
 _held_for_fork: list[threading.RLock] = []
+_locks_guard = threading.Lock()
 
 
 def _before_fork() -> None:
+    _locks_guard.acquire()
     for lock in list(_locks):
         lock.acquire()
         _held_for_fork.append(lock)
@@ -73,6 +75,7 @@ def _before_fork() -> None:
 def _after_fork() -> None:
     while _held_for_fork:
         _held_for_fork.pop().release()
+    _locks_guard.release()
 
 
 if hasattr(os, "register_at_fork"):
@@ -346,7 +349,8 @@ class Graph:
         self.nodes: list[Node] = []
         self.storage: dict[str, Storage] = {}
         self.lock = threading.RLock()
-        _locks.add(self.lock)
+        with _locks_guard:
+            _locks.add(self.lock)
         self.seed = seed
         self.origin: Origin | None = None
         self.opaque = sys.maxsize

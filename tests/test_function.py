@@ -566,7 +566,6 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.xfail(strict=True, reason="bug 2: the store of kernels keeps the code of functions that are gone")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_distinct_programs_grow_memory_little() -> None:
     def compile_one(k: int) -> None:

@@ -3,11 +3,14 @@
 # pyright: basic
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 import random
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -159,6 +162,53 @@ def test_equal_programs_give_equal_bytes(tmp_path: Path):
     assert os.fsencode(os.path.dirname(__file__)) not in first
 
 
+def test_every_process_writes_the_same_bytes(tmp_path: Path):
+    code = (
+        "import sys, numpy as np\n"
+        "from symgrad import serialize\n"
+        "from symgrad.graph import Graph\n"
+        "g = Graph()\n"
+        "parts = [g.param(f'p{k}', np.full(k, k, d)) for k in range(8) for d in [np.float32 if k % 2 else np.float64]]\n"
+        "texts = {f'm{k}': str(k) for k in range(int(sys.argv[2]))}\n"
+        "serialize.export(sys.argv[1], {p.name: p for p in parts}, [], metadata=texts)\n"
+    )
+    for count in (0, 7):
+        files = set()
+        for seed in ("0", "1"):
+            path = tmp_path / seed
+            environment = {**os.environ, "PYTHONHASHSEED": seed}
+            root = Path(__file__).parent.parent
+            subprocess.run([sys.executable, "-c", code, path, str(count)], env=environment, cwd=root, check=True)
+            files.add(path.read_bytes())
+            assert serialize.read_metadata(path) == {f"m{k}": str(k) for k in range(count)}
+            assert len(safetensors.numpy.load_file(path)) == 8
+        assert len(files) == 1
+
+
+def test_any_layout_is_stored_by_value(tmp_path: Path):
+    base = np.arange(24, dtype=np.int32).reshape(4, 6)
+    arrays = {"T": base.T, "step": base[::2, ::-3], "big": base.astype(">i4"), "row": np.broadcast_to(base[0], (3, 6))}
+    arrays |= {"scalar": np.array(2.5), "none": np.zeros((0, 2), np.bool_)}
+    container.write(tmp_path / "f", arrays, {})
+    found = container.read(tmp_path / "f")
+    assert found.metadata == {}
+    assert found.tensors.keys() == arrays.keys()
+    for name, array in found.tensors.items():
+        assert array.dtype == arrays[name].dtype.newbyteorder("=")
+        assert not array.flags.writeable
+        np.testing.assert_array_equal(array, arrays[name], strict=False)
+        assert array.shape == arrays[name].shape
+
+
+def test_what_cannot_be_stored_is_refused(tmp_path: Path):
+    for arrays, texts in (({}, {"a": "\ud800"}), ({}, {"\ud800": ""}), ({"\ud800": np.zeros(1)}, {})):
+        with pytest.raises(FormatError, match="surrogate"):
+            container.write(tmp_path / "f", arrays, texts)
+    with pytest.raises(FormatError, match="too large"):
+        container.write(tmp_path / "f", {}, {"a": "x" * 100_000_001})
+    assert os.listdir(tmp_path) == []
+
+
 def test_long_chain(tmp_path: Path):
     g = Graph(rules={})
     x = node = g.input("x", ("n",))
@@ -178,7 +228,7 @@ def test_export_names_a_missing_input(tmp_path: Path):
         serialize.export(tmp_path / "m", x, [x], metadata={"symgrad": "mine"})
 
 
-@pytest.mark.parametrize("broken", ["replace", "fsync", "fdopen"])
+@pytest.mark.parametrize("broken", ["replace", "fsync", "write"])
 def test_a_failed_write_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str):
     _, x, out = model()
     path = tmp_path / "m.safetensors"
@@ -187,10 +237,13 @@ def test_a_failed_write_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     def fail(*args: object) -> None:
         raise OSError("no space")
 
-    if broken == "fdopen":
-        monkeypatch.setattr(container, "little_endian", fail)
-    else:
-        monkeypatch.setattr(os, broken, fail)
+    class Full(io.FileIO):
+        """A file on a full disk."""
+
+        def write(self, data: object, /) -> int:
+            raise OSError("no space")
+
+    monkeypatch.setattr(os, *(("fdopen", Full) if broken == "write" else (broken, fail)))
     with pytest.raises(OSError, match="no space"):
         serialize.export(path, out, [x])
     monkeypatch.undo()
@@ -344,18 +397,31 @@ def entry(begin: int, end: int, shape: list[int], dtype: str = "U8") -> dict[str
         (struct.pack("<Q", 9) + b'{"a":NaN}', "NaN"),
         (struct.pack("<Q", 5007) + b'{"a":' + b"1" * 5000 + b" }", "too long"),
         (struct.pack("<Q", 3) + b'"\xff"', "UTF-8"),
-        (tensor_header(a=entry(0, 4, [2**40, 2**40])) + bytes(4), "bytes"),
-        (tensor_header(a=entry(0, 0, [2**32, 2**32])), "bytes"),
-        (tensor_header(a=entry(0, 4, [4]), b=entry(2, 6, [4])) + bytes(6), "overlaps"),
-        (tensor_header(a=entry(0, 4, [4]), b=entry(5, 6, [1])) + bytes(6), "gap"),
-        (tensor_header(a=entry(1, 5, [4])) + bytes(5), "gap"),
+        (tensor_header(a=entry(0, 4, [2**40, 2**40])) + bytes(4), "overflow"),
+        (tensor_header(a=entry(0, 0, [2**32, 2**32])), "overflow"),
+        (tensor_header(a=entry(0, 4, [3])) + bytes(4), "invalid shape.* `a`"),
+        (tensor_header(a=entry(0, 4, [1], "F64")) + bytes(4), "invalid shape.* `a`"),
+        (tensor_header(a=entry(0, 4, [4]), b=entry(2, 6, [4])) + bytes(6), "invalid offset for tensor `b`"),
+        (tensor_header(a=entry(0, 4, [4]), b=entry(5, 6, [1])) + bytes(6), "invalid offset for tensor `b`"),
+        (tensor_header(a=entry(1, 5, [4])) + bytes(5), "invalid offset for tensor `a`"),
+        (tensor_header(a=entry(5, 1, [4])) + bytes(5), "invalid offset for tensor `a`"),
+        (tensor_header(a=[0, 4, [4]]) + bytes(4), "tensor 'a': expected an object"),
+        (tensor_header(a=["U8", [4], [0, 4]]) + bytes(4), "tensor 'a': expected an object"),
+        (tensor_header(a={**entry(0, 4, [4]), "code": []}) + bytes(4), "tensor 'a': expected an object"),
+        (tensor_header(__metadata__=None), "__metadata__: expected an object"),
+        (tensor_header(__metadata__={"symgrad": 1}), "expected a string"),
+        (tensor_header(a=entry(0, 4, [4])).replace(b"U8", b"U8\", 1) + bytes(4), "not JSON"),
+        (tensor_header(a=entry(0, 1, [1]), A=entry(0, 1, [1])).replace(b'"A"', b'"a"') + bytes(1), "twice"),
+        (struct.pack("<Q", 17) + b'{"a":1,"\\u0061":2}', "twice"),
+        (tensor_header(__metadata__={"a": "1", "b": "2"}).replace(b'"b"', b'"a"'), "twice"),
         (tensor_header(a=entry(0, 4, [4])) + bytes(5), "5 bytes"),
         (tensor_header(a=entry(0, 4, [4])) + bytes(3), "3 bytes"),
         (tensor_header(a=entry(0, 1, [1], "BOOL")) + b"\x02", "neither 0 nor 1"),
         (tensor_header(a=entry(0, 2, [1], "BF16")) + bytes(2), "BF16"),
-        (tensor_header(a=entry(0, 1, [True])) + bytes(1), "sizes"),
-        (tensor_header(a=entry(0, 0, [0] * 65)), "sizes"),
-        (tensor_header(a=entry(0, 0, [0, 2**62, 2**62])), "a"),
+        (tensor_header(a=entry(0, 1, [True])) + bytes(1), "expected usize"),
+        (tensor_header(a=entry(0, 0, [0] * 65)), "at most 64 sizes"),
+        (tensor_header(a=entry(0, 1, [2], "F4")) + bytes(1), "F4"),
+        (tensor_header(a=entry(0, 0, [0, 2**62, 2**62])), "tensor 'a'"),
     ],
 )
 def test_refused_containers(tmp_path: Path, data: bytes, message: str):
@@ -492,6 +558,34 @@ def test_bombs_cost_little(tmp_path: Path):
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
     assert time.perf_counter() - started < 5
+
+
+def resident_peak() -> int:
+    """The most memory this process has had, in bytes; 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+
+
+def test_loading_takes_a_small_multiple_of_the_file(tmp_path: Path):
+    size = 60_000_000
+    path = tmp_path / "f"
+    container.write(path, {"a": np.zeros(size, np.uint8)}, {})
+    numbers = b",".join([b"0"] * 5_000_000)
+    bomb = b'{"a":{"dtype":"U8","data_offsets":[0,0],"shape":[' + numbers + b"]}}"
+    assert load_bytes(tmp_path, struct.pack("<Q", len(bomb)) + bomb) is None
+    container.write(path, {"a": np.zeros(size, np.uint8)}, {})
+    before = resident_peak()
+    assert container.read(path).tensors["a"].nbytes == size
+    assert resident_peak() - before < 3 * size
+    # A large file of another kind is not read at all.
+    with open(path, "r+b") as file:
+        file.write(b"PK\x03\x04" + bytes([255] * 4))
+    tracemalloc.start()
+    with pytest.raises(FormatError, match="header length"):
+        container.read(path)
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
 
 
 def test_only_regular_files_are_read(tmp_path: Path):
