@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from codegen import jit
 from codegen.access import NotAffineError, is_leaf
 from codegen.affine import variable
-from codegen.costs import estimated_ns
+from codegen.costs import estimated_ns, operations
 from codegen.emit import emit, module_text
 from codegen.executable import Executable, Launchable, value_name
 from codegen.group import Anchor, Group, group
@@ -27,7 +27,7 @@ from codegen.target import Target
 from symgrad.errors import CompileError
 from symgrad.graph import STATEFUL, Node
 from symgrad.opdef import Kind
-from symgrad.program import Program, operations
+from symgrad.program import Program
 from symgrad.types import DType, size_of
 
 Report = Callable[[str, str], None]
@@ -138,7 +138,7 @@ def _works(program: Program, target: Target, tell: Report) -> list[Work]:
             names = (value_of.get(b.name, f"{b.name} of n{one.nodes[0].id}") for b in part.kernel.params)
             last = part is scheduled[-1]
             label = _label(one) if last else f"pack for {_label(one)}"
-            flops, ns = (_flops(one), estimated_ns(kernel.body)) if last else (0, 0.0)
+            flops, ns = (operations(kernel.body), estimated_ns(kernel.body)) if last else (0, 0.0)
             works.append(Work(part.kernel, tuple(names), label, flops, ns, _checks(one)))
     return works
 
@@ -152,10 +152,6 @@ def _label(one: Group) -> str:
     names = [n.op.name for n in one.nodes if n.op.kind is not Kind.VIEW] or [one.nodes[0].op.name]
     lines = dict.fromkeys(str(n.loc) for n in one.nodes if n.loc is not None)
     return f"{'+'.join(names[:6])}{'+…' if len(names) > 6 else ''} {list(one.domain)} {' '.join(list(lines)[:3])}"
-
-
-def _flops(one: Group) -> int:
-    return sum(int(operations(n)) for n in one.nodes)
 
 
 def _checks(one: Group) -> bool:

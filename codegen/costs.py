@@ -35,3 +35,19 @@ def estimated_ns(body: Body) -> float:
             case _:
                 pass
     return total
+
+
+def operations(body: Body) -> int:
+    """The arithmetic operations of the loops of a kernel: two for each product of a contraction."""
+    total = 0
+    for stmt in body:
+        match stmt:
+            case For(loop, inner):
+                total += loop.extent * operations(inner)
+            case Let(op=op):
+                total += op != "const"
+            case Accumulate(combine=combine):
+                total += 2 if combine == "fma" else 1
+            case _:
+                pass
+    return total

@@ -76,7 +76,7 @@ def read(path: Path) -> Contents:
 
 def parse(data: bytes) -> Contents:
     """Check the bytes of a file and give what they hold."""
-    from safetensors import SafetensorError, deserialize
+    from safetensors import SafetensorError, deserialize  # pyright: ignore[reportUnknownVariableType] it has no types
 
     # First what the library lets pass, and what would make it allocate many times the size of the file.
     end = _PREFIX + _header_length(data[:_PREFIX], len(data))
@@ -132,13 +132,15 @@ def write(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str])
         raise FormatError(f"the program does not fit a safetensors file: {error}") from None
     except UnicodeEncodeError as error:
         raise FormatError(f"{_brief(error.object)}: a lone surrogate cannot be stored as text") from None
-    body = _PREFIX + int.from_bytes(data[:_PREFIX], "little")
+    # Older releases of the library write headers that they then refuse to read.
+    body = _PREFIX + _header_length(data[:_PREFIX], len(data))
     head = data[:body]
     if len(metadata) > 1:
         # The library writes several texts in an order that differs from run to run; by name it is always the same.
         text = canonical_json(json.loads(head[_PREFIX:]))
         text += b" " * (-len(text) % _PREFIX)
-        _header_length(head := len(text).to_bytes(_PREFIX, "little") + text, len(head))
+        head = len(text).to_bytes(_PREFIX, "little") + text
+        _header_length(head[:_PREFIX], len(head))
     with _replacing(path) as file:
         file.write(head)
         file.write(memoryview(data)[body:])

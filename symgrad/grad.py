@@ -201,8 +201,8 @@ def _pull(caller: str, node: Node, cotangent: Node, live: Sequence[bool]) -> tup
         arguments = [str(k) for k, on in enumerate(live) if on]
         raise GradientError(
             f"{caller}: {node.op.name} has no derivative rule with respect to argument {', '.join(arguments)}, needed "
-            f"at order {node.order + 1}: {describe(node)}; wrap it in sg.stop_gradient, or give it a rule with "
-            "sg.custom_gradient"
+            f"at order {node.order + 1}: {describe(node)}; wrap it in sg.stop_gradient, or write it with "
+            "other operators"
         )
     parts = node.op.vjp(node, cotangent)
     for source, part in zip(node.inputs, parts, strict=True):
