@@ -15,7 +15,7 @@ from codegen.costs import estimated_ns, operations
 from codegen.emit import emit, module_text
 from codegen.executable import Executable, Launchable, value_name
 from codegen.group import Anchor, Group, group
-from codegen.loop import Buffer, For, Kernel, Load, Loop, Space, Store, loops_of
+from codegen.loop import Buffer, For, Kernel, Let, Load, Loop, Space, Store, loops_of
 from codegen.loop_print import kernel_text
 from codegen.loop_verify import verify as verify_kernel
 from codegen.lower import lower
@@ -139,7 +139,7 @@ def _works(program: Program, target: Target, tell: Report) -> list[Work]:
             last = part is scheduled[-1]
             label = _label(one) if last else f"pack for {_label(one)}"
             flops, ns = (operations(kernel.body), estimated_ns(kernel.body)) if last else (0, 0.0)
-            works.append(Work(part.kernel, tuple(names), label, flops, ns, _checks(one)))
+            works.append(Work(part.kernel, tuple(names), label, flops, ns, _checks(part.kernel)))
     return works
 
 
@@ -154,18 +154,10 @@ def _label(one: Group) -> str:
     return f"{'+'.join(names[:6])}{'+…' if len(names) > 6 else ''} {list(one.domain)} {' '.join(list(lines)[:3])}"
 
 
-def _checks(one: Group) -> bool:
-    """Whether the group evaluates an index check."""
-    stack, seen = list(one.nodes), set[int]()
-    while stack:
-        node = stack.pop()
-        if node.id in seen or is_leaf(node):
-            continue
-        seen.add(node.id)
-        if node.op.name == "check_index":
-            return True
-        stack += node.inputs
-    return False
+def _checks(kernel: Kernel) -> bool:
+    """Whether a kernel evaluates an index check."""
+    bodies = [kernel.body, *(loop.body for loop in loops_of(kernel.body))]
+    return any(isinstance(s, Let) and s.op == "check_index" for body in bodies for s in body)
 
 
 def copy_kernel(dtype: DType, size: int, target: Target) -> Kernel:
@@ -228,7 +220,9 @@ def _place_update(
     if not is_leaf(new) and name not in fixed:
         writer = next(w for w in works if name in w.writes)
         trial = {**homes, name: old}
-        possible = _same_element(writer, name, old) and order(works, lambda v: trial.get(v, v)) is not None
+        # What can report a failure must not have overwritten anything by then.
+        possible = not writer.checks and _same_element(writer, name, old)
+        possible = possible and order(works, lambda v: trial.get(v, v)) is not None
         if possible:
             homes[name] = old
             fixed[name] = place

@@ -64,8 +64,10 @@ class MemoryPlan:
 def order(works: Sequence[Work], home: Callable[[str], str]) -> list[Work] | None:
     """The works so that values are written before they are read, and a slot is overwritten after its last reader.
 
-    `home` gives the value whose memory a value takes over (itself for most). None when no such order exists.
+    `home` gives the value whose memory a value takes over (itself for most). Nothing is taken over before every work
+    that can report a failure has run. None when no such order exists.
     """
+    checking = {k for k, w in enumerate(works) if w.checks}
     writer = {v: k for k, w in enumerate(works) for v in w.writes}
     before: list[set[int]] = [set() for _ in works]
     for k, work in enumerate(works):
@@ -73,6 +75,7 @@ def order(works: Sequence[Work], home: Callable[[str], str]) -> list[Work] | Non
         for value in work.writes:
             target = home(value)
             if target != value:
+                before[k] |= checking - {k}
                 before[k] |= {j for j, other in enumerate(works) if j != k and target in other.reads}
     done: set[int] = set()
     out: list[Work] = []

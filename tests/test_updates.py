@@ -251,3 +251,21 @@ def test_failed_call_inside_a_large_program() -> None:
     for node, value in zip((w, *graph.states), held, strict=True):
         np.testing.assert_array_equal(node.value, value)
     assert float(train(batch, right)) < first
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_failed_checks_leave_states_alone(threads):
+    """An index out of range is noticed before anything is overwritten, wherever in the program it stands."""
+    g = sg.Graph()
+    i = g.input("i", (4,), sg.int32)
+    a, b = g.param("a", np.arange(4, dtype=np.float32)), g.param("b", np.ones(4, np.float32))
+    far = sg.take(sg.tanh(b * 3.0) + 1.0, i)
+    f = sg.compile([i], [sg.sum(a), far], updates=[(a, sg.take(a, i) * 2.0), (b, b + a)], threads=threads)
+    before = a.value, b.value
+    with pytest.raises(IndexError):
+        f(np.array([0, 1, 2, 9], np.int32))
+    np.testing.assert_array_equal(a.value, before[0])
+    np.testing.assert_array_equal(b.value, before[1])
+    f(np.array([3, 2, 1, 0], np.int32))
+    np.testing.assert_array_equal(a.value, before[0][::-1] * 2)
+    np.testing.assert_array_equal(b.value, before[0] + before[1])
