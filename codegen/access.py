@@ -61,6 +61,13 @@ def view_demands(node: Node, index: Point, guard: Guard, ranges: Ranges) -> list
             starts, _, steps = node.attrs
             point = tuple(i * step + start for i, start, step in zip(index, starts, steps, strict=True))
             return [demand_of(source, point, guard)]
+        case "window":
+            _, strides, dilations = node.attrs
+            rank = len(strides)
+            lead = len(shape) - rank
+            windows, taps = index[lead : lead + rank], index[lead + rank :]
+            moved = (o * s + k * d for o, k, s, d in zip(windows, taps, strides, dilations, strict=True))
+            return [demand_of(source, (*index[:lead], *moved), guard)]
         case "flip":
             (axes,) = node.attrs
             point = tuple(

@@ -9,7 +9,9 @@ from codegen.loop import Accumulate, Body, For, Let, Load, Store
 # Cost of evaluating a pointwise operator again, in additions; one load and store of an element count about 4.
 COSTS: Mapping[str, int] = {
     "exp": 20, "log": 24, "log1p": 30, "expm1": 30, "sin": 40, "cos": 40, "tan": 60, "tanh": 30, "sigmoid": 30,
-    "erf": 40, "power": 60, "divide": 6, "reciprocal": 6, "sqrt": 8, "rsqrt": 12, "philox": 120,
+    "erf": 40, "erfc": 80, "cbrt": 40, "asin": 40, "acos": 40, "atan": 40, "atan2": 60, "hypot": 20, "sinh": 50,
+    "cosh": 40, "asinh": 70, "acosh": 70, "atanh": 60, "exp2": 20, "log2": 30, "log10": 30, "floor_divide": 40,
+    "remainder": 40, "power": 60, "divide": 6, "reciprocal": 6, "sqrt": 8, "rsqrt": 12, "philox": 120,
 }  # fmt: skip
 # Nanoseconds per element on one worker, for deciding whether more are worth waking: a unit of cost, an access to
 # memory, a product of a contraction. Measured to within a factor of two on processors with wide vectors.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from codegen import coefficients as fitted
-from symgrad.types import DType, int32, int64
+from symgrad.types import DType, float64, int32, int64
 
 if TYPE_CHECKING:
     from codegen.scalar import ScalarBuilder, Value
@@ -209,7 +209,7 @@ def split(b: ScalarBuilder, x: Value, *, subnormal: bool = True) -> tuple[Value,
     return b.bitcast(b.subtract(bits, power), x.dtype), exponent
 
 
-def _log_of_parts(b: ScalarBuilder, f: Value, e: Value) -> Value:
+def log_of_parts(b: ScalarBuilder, f: Value, e: Value) -> Value:
     """log(1 + f) + e ln 2 for 1 + f from sqrt(1/2) to sqrt(2)."""
     c = format_of(f)
     correction = b.multiply(e, c.ln2_low)
@@ -225,7 +225,7 @@ def _log_of_parts(b: ScalarBuilder, f: Value, e: Value) -> Value:
     return b.fma(e, c.ln2_high, b.subtract(f, b.subtract(half, b.fma(s, rest, correction))))
 
 
-def _log_specials(b: ScalarBuilder, x: Value, result: Value) -> Value:
+def log_specials(b: ScalarBuilder, x: Value, result: Value) -> Value:
     """-inf at 0, inf at inf, NaN for negative x and NaN."""
     outside = b.select(b.compare("eq", x, 0), -INFINITY, b.select(b.compare("eq", x, INFINITY), x, NAN))
     inside = b.op("logical_and", b.compare("gt", x, 0), b.compare("lt", x, INFINITY))
@@ -234,7 +234,7 @@ def _log_specials(b: ScalarBuilder, x: Value, result: Value) -> Value:
 
 def log(b: ScalarBuilder, x: Value) -> Value:
     m, e = split(b, x)
-    return _log_specials(b, x, _log_of_parts(b, b.subtract(m, 1), e))
+    return log_specials(b, x, log_of_parts(b, b.subtract(m, 1), e))
 
 
 def log1p(b: ScalarBuilder, x: Value) -> Value:
@@ -246,8 +246,8 @@ def log1p(b: ScalarBuilder, x: Value) -> Value:
     m, e = split(b, u, subnormal=False)
     # Beyond 2^(bias - 2) nothing is lost that counts, and 2^-e would not be normal.
     inverse = power_of_two(b, integer_part(b, b.subtract(c.magic, clamp_above(b, e, c.bias - 2)), c.bias), x)
-    result = _log_of_parts(b, b.fma(lost, inverse, b.subtract(m, 1)), e)
-    return b.copysign(_log_specials(b, u, result), x)
+    result = log_of_parts(b, b.fma(lost, inverse, b.subtract(m, 1)), e)
+    return b.copysign(log_specials(b, u, result), x)
 
 
 def erf(b: ScalarBuilder, x: Value) -> Value:
@@ -258,6 +258,55 @@ def erf(b: ScalarBuilder, x: Value) -> Value:
     small = b.fma(size, horner(b, square, c.erf), size)
     large = _erf_float32(b, size) if x.dtype.bits == 32 else _erf_float64(b, size, square)
     return b.copysign(b.select(b.compare("lt", size, c.erf_split), small, large), x)
+
+
+def erfc(b: ScalarBuilder, x: Value) -> Value:
+    """1 - erf(x) up to 1/2 in size; beyond it exp(-a^2) R(a), from 2 for negative x; accurate as it vanishes."""
+    size = clamp_above(b, b.absolute(x), 11.0 if x.dtype.bits == 32 else 28.0)
+    near = b.compare("lt", size, 0.5)
+    square = b.multiply(size, size)
+    small = b.copysign(b.fma(size, horner(b, square, format_of(x).erf), size), x)
+    if x.dtype.bits == 32:
+        large = b.astype(_tail(b, b.astype(size, float64), fitted.ERFC_TAIL_SHORT), x.dtype)
+    else:
+        large = _tail(b, size, fitted.ERFC_TAIL_64)
+    far = b.select(b.compare("lt", x, 0), b.subtract(2, large), large)
+    return b.select(near, b.subtract(1, small), far)
+
+
+def _sum(b: ScalarBuilder, x: Value, y: float) -> tuple[Value, Value]:
+    """The sum and what its rounding lost, in any order of size."""
+    total = b.add(x, y)
+    part = b.subtract(total, x)
+    return total, b.add(b.subtract(x, b.subtract(total, part)), b.subtract(y, part))
+
+
+def _tail(b: ScalarBuilder, a: Value, terms: Sequence[float]) -> Value:
+    """exp(-a^2) S(t) / (a + 1) with t = (a - 1) / (a + 1), all but the small parts of S and exp in pairs."""
+    square = b.multiply(a, a)
+    low = b.fma(a, b.op("negative", a), square)
+    p, t = exp_parts(b, b.op("negative", square), low)
+    head = b.add(p, 1)
+    head_low = b.subtract(p, b.subtract(head, 1))
+    under, under_low = _sum(b, a, 1)
+    above, above_low = _sum(b, a, -1)
+    place = b.divide(above, under)
+    negative = b.op("negative", place)
+    place_low = b.divide(b.fma(negative, under_low, b.add(b.fma(negative, under, above), above_low)), under)
+    factor = horner(b, place, terms[1:])
+    rest = b.multiply(place, factor)
+    # What the quotient misses, times the slope of S: a few terms of it are enough.
+    slope = horner(b, place, [k * term for k, term in enumerate(terms[1:8], 1)])
+    rest_low = b.fma(place_low, slope, b.fma(place, factor, b.op("negative", rest)))
+    series = b.add(rest, terms[0])
+    series_low = b.add(b.subtract(rest, b.subtract(series, terms[0])), rest_low)
+    over = b.multiply(series, head)
+    over_low = b.fma(series, head, b.op("negative", over))
+    over_low = b.add(over_low, b.fma(series, head_low, b.multiply(series_low, head)))
+    quotient = b.divide(over, under)
+    negative = b.op("negative", quotient)
+    missed = b.fma(negative, under_low, b.add(b.fma(negative, under, over), over_low))
+    return scale(b, b.add(quotient, b.divide(missed, under)), t)
 
 
 def _erf_float32(b: ScalarBuilder, size: Value) -> Value:

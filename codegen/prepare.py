@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codegen.fold import fold_node
 from symgrad.graph import Graph, Node, Origin
 from symgrad.opdef import OPS, Kind
 from symgrad.program import Program
@@ -28,7 +29,11 @@ def prepare(program: Program) -> Program:
     for node in _with_inputs(program):
         graph.origin = Origin(node.loc, node.scope, None, node.order)
         inputs = tuple(copy_of[i.id] for i in node.inputs)
-        copy_of[node.id] = _make(graph, node, inputs)
+        if node.op.name == "fold":
+            made = fold_node(graph, node, copy_of)
+            copy_of[node.id] = _make(graph, made, made.inputs) if made.op.kind is Kind.CONTRACT else made
+        else:
+            copy_of[node.id] = _make(graph, node, inputs)
         if node.name is not None:
             graph.adopt(node.name, copy_of[node.id], program.graph.storage.get(node.name))
     graph.origin = None
@@ -50,7 +55,7 @@ def _with_inputs(program: Program) -> list[Node]:
 
 def _needs(node: Node) -> bool:
     if node.op.kind is Kind.REDUCE:
-        return node.op.name == "sum_to" or (node.op.name in _SPLITS and _is_long(node))
+        return node.op.name in ("sum_to", "fold") or (node.op.name in _SPLITS and _is_long(node))
     return node.op.kind is Kind.CONTRACT and _is_row_product(node)
 
 

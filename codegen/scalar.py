@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-from codegen import integers, polynomials, powers, trigonometry
+from codegen import bases, hyperbolic, integers, inverse, polynomials, powers, remainders, trigonometry
 from codegen.target import Target
 from symgrad.errors import DTypeError
 from symgrad.types import DType, bool_, uint8, uint32, uint64
@@ -350,6 +350,27 @@ def _floats(name: str, spell: Operation) -> Operation:
     return apply
 
 
+def _integers(name: str, spell: Operation) -> Operation:
+    """The operation, for integers alone."""
+
+    def apply(b: ScalarBuilder, *args: Value) -> Value:
+        if not args[0].dtype.is_integer:
+            raise DTypeError(f"{name}: got {args[0].dtype}; the operation is for integers")
+        return spell(b, *args)
+
+    return apply
+
+
+def _numbers(name: str, spell: Operation) -> Operation:
+    """The operation, for everything but bool."""
+
+    def apply(b: ScalarBuilder, *args: Value) -> Value:
+        _reject_bool(name, args[0])
+        return spell(b, *args)
+
+    return apply
+
+
 def _rounding(intrinsic: str) -> Unary:
     """Integers are their own rounding."""
     return lambda b, x: b.call_intrinsic(intrinsic, x) if x.dtype.is_float else x
@@ -499,6 +520,27 @@ OPERATIONS: dict[str, Operation] = {
     "tanh": _floats("tanh", polynomials.tanh),
     "sigmoid": _floats("sigmoid", polynomials.sigmoid),
     "erf": _floats("erf", polynomials.erf),
+    "erfc": _floats("erfc", polynomials.erfc),
+    "asin": _floats("asin", inverse.asin),
+    "acos": _floats("acos", inverse.acos),
+    "atan": _floats("atan", inverse.atan),
+    "atan2": _floats("atan2", inverse.atan2),
+    "hypot": _floats("hypot", inverse.hypot),
+    "sinh": _floats("sinh", hyperbolic.sinh),
+    "cosh": _floats("cosh", hyperbolic.cosh),
+    "asinh": _floats("asinh", hyperbolic.asinh),
+    "acosh": _floats("acosh", hyperbolic.acosh),
+    "atanh": _floats("atanh", hyperbolic.atanh),
+    "cbrt": _floats("cbrt", bases.cbrt),
+    "exp2": _floats("exp2", bases.exp2),
+    "log2": _floats("log2", bases.log2),
+    "log10": _floats("log10", bases.log10),
+    "copysign": _floats("copysign", ScalarBuilder.copysign),
+    "nextafter": _floats("nextafter", remainders.nextafter),
+    "floor_divide": _numbers("floor_divide", remainders.floor_divide),
+    "remainder": _numbers("remainder", remainders.remainder),
+    "bitwise_left_shift": _integers("bitwise_left_shift", remainders.shift_left),
+    "bitwise_right_shift": _integers("bitwise_right_shift", remainders.shift_right),
     "floor": _rounding("floor"),
     "ceil": _rounding("ceil"),
     "round": _rounding("roundeven"),

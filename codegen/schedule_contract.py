@@ -117,21 +117,25 @@ def choose_tiling(kernel: Kernel, shape: Contraction, target: Target) -> Tiling 
         for f, g in ((left, right), (right, left))
     }
     stores = [s for f in loops_of(kernel.body) for s in f.body if isinstance(s, Store)]
-    best: tuple[int, int, str, str] | None = None
+    lanes = target.lanes(lane_bytes(kernel))
+    best: tuple[bool, int, int, str, str] | None = None
     for factor in (left, right):
         for one in own[factor]:
             load = shape.load(factor)
             unit = 1 if load is not None and load.index.factor(one.name) == 1 else 0
             stored = 2 if any(s.index.factor(one.name) == 1 for s in stores) else 0
-            score = (unit + stored, one.extent, one.name, factor)
+            # A loop over the few places in a window would leave most lanes idle, which costs more than packing. But a
+            # factor that has other loops of its own is packed for all of them: with windows, every place of every one.
+            alone = all(o is one for o in own[factor])
+            good = 2 * one.extent >= lanes and (unit > 0 or alone)
+            score = (good, unit + stored, one.extent, one.name, factor)
             if best is None or score > best:
                 best = score
     if best is None:
         return None
-    columns, factor = best[2], best[3]
+    columns, factor = best[3], best[4]
     other = right if factor == left else left
     rows = max(own[other], key=lambda o: (o.extent, o.name), default=None)
-    lanes = target.lanes(lane_bytes(kernel))
     extents = {o.name: o.extent for o in (*shape.outer, *shape.inner)}
     height = extents[rows.name] if rows is not None else 1
     row_tile, vectors = tile_shape(height, extents[columns], target, lanes)

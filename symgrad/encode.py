@@ -34,6 +34,10 @@ ATTRS = {
     "axis": "integer",
     "axes": "integers",
     "steps": "integers",
+    "sizes": "integers",
+    "strides": "integers",
+    "dilations": "integers",
+    "extents": "extents",
     "starts": "extents",
     "stops": "extents",
     "low": "extents",
@@ -43,6 +47,9 @@ ATTRS = {
     "out": "text",
     "word": "integer",
     "program": "program",
+    "count": "integer",
+    "wrt": "integers",
+    "modes": "text",
 }
 """How each attribute is stored, by its name, or by `operator.name` where operators differ."""
 

@@ -11,6 +11,7 @@ import symgrad.operators  # noqa: F401  # pyright: ignore[reportUnusedImport] fi
 from symgrad.bind import bind_attr, bind_shape, bind_sizes
 from symgrad.errors import DTypeError, GraphError, ShapeError, SymgradError
 from symgrad.graph import STATEFUL, Node, describe
+from symgrad.ops.control import readers
 from symgrad.types import Type, as_dtype
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def evaluate(
     for node in order:
         if node in values:
             continue
-        sources = _operands(node, choice)
+        sources = readers(node, choice)
         values[node] = _value(node, [values[s] for s in sources], bound, choice)
         for source in sources:
             uses[source] -= 1
@@ -86,17 +87,13 @@ def _fed_array(node: Node, value: Any) -> Array:
     return array.astype(node.dtype.np, copy=False)
 
 
-def _operands(node: Node, choice: int) -> tuple[Node, ...]:
-    return (node.inputs[choice],) if node.op.name == "phase" else node.inputs
-
-
 def _order(outputs: Sequence[Node], values: Mapping[Node, Array], choice: int) -> list[Node]:
     """The nodes that must be computed, operands first: nothing behind a fed node or a phase not chosen."""
     stack = list(outputs)
     seen = {n.id: n for n in stack}
     while stack:
         node = stack.pop()
-        for source in () if node in values else _operands(node, choice):
+        for source in () if node in values else readers(node, choice):
             if source.id not in seen:
                 seen[source.id] = source
                 stack.append(source)
@@ -108,7 +105,7 @@ def _count_uses(
 ) -> dict[Node, int]:
     uses = dict.fromkeys(order, 0)
     for node in order:
-        for source in () if node in values else _operands(node, choice):
+        for source in () if node in values else readers(node, choice):
             uses[source] += 1
     for node in outputs:
         uses[node] += 1
@@ -120,7 +117,7 @@ def _value(node: Node, operands: list[Array], sizes: Mapping[str, int], choice: 
         return node.value
     if node.op.name == "input":
         raise GraphError(f"evaluate: {describe(node)} has no value; give it in the feeds")
-    if node.op.name == "phase":
+    if node.op.name in ("phase", "custom"):
         return operands[0]
     if node.op.ref is None:
         raise GraphError(f"evaluate: operator {node.op.name} has no reference meaning")

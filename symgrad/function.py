@@ -363,8 +363,8 @@ def check_program(program: Program) -> None:
         if node.graph is not graph:
             raise GraphError(f"compile: {describe(node)} belongs to {node.graph!r}, not to {graph!r}")
     listed = {n.id for n in program.inputs}
-    for node in program.nodes:
-        if node.op.name == "input" and node.id not in listed:
+    for node in program.inputs_read:
+        if node.id not in listed:
             raise GraphError(f"compile: the outputs or updates need {describe(node)}; add it to the inputs")
     seen: set[int] = set()
     for old, new in program.updates:

@@ -24,7 +24,7 @@ from symgrad.creation import (
     zeros,
     zeros_like,
 )
-from symgrad.errors import DTypeError
+from symgrad.errors import DTypeError, ShapeError
 from symgrad.graph import Node, Operand, describe
 from symgrad.indexing import take_checked
 from symgrad.operators import (
@@ -45,6 +45,7 @@ from symgrad.operators import (
 from symgrad.operators import (
     broadcast_to as _broadcast,
 )
+from symgrad.ops.build import slice_axis
 from symgrad.shaping import (
     broadcast_arrays,
     broadcast_to,
@@ -76,39 +77,55 @@ Axis: TypeAlias = int | Sequence[int] | None
 
 __all__ = [
     "abs",
+    "acos",
+    "acosh",
     "add",
     "all",
     "any",
     "arange",
     "argmax",
     "argmin",
+    "asin",
+    "asinh",
     "astype",
+    "atan",
+    "atan2",
+    "atanh",
     "bitwise_and",
     "bitwise_invert",
+    "bitwise_left_shift",
     "bitwise_or",
+    "bitwise_right_shift",
     "bitwise_xor",
     "broadcast_arrays",
     "broadcast_to",
+    "cbrt",
     "ceil",
     "clip",
     "concat",
+    "copysign",
     "cos",
     "cosh",
+    "count_nonzero",
+    "diff",
     "divide",
     "einsum",
     "equal",
     "erf",
     "erfc",
     "exp",
+    "exp2",
     "expand_dims",
     "expm1",
     "eye",
     "flip",
     "floor",
+    "floor_divide",
     "full",
     "full_like",
     "greater",
     "greater_equal",
+    "hypot",
     "isfinite",
     "isinf",
     "isnan",
@@ -125,16 +142,19 @@ __all__ = [
     "logical_not",
     "logical_or",
     "logical_xor",
+    "logit",
     "matmul",
     "matrix_transpose",
     "max",
     "maximum",
     "mean",
+    "meshgrid",
     "min",
     "minimum",
     "moveaxis",
     "multiply",
     "negative",
+    "nextafter",
     "not_equal",
     "one_hot",
     "ones",
@@ -147,6 +167,7 @@ __all__ = [
     "power",
     "prod",
     "reciprocal",
+    "remainder",
     "repeat",
     "reshape",
     "roll",
@@ -156,6 +177,7 @@ __all__ = [
     "shape",
     "sigmoid",
     "sign",
+    "signbit",
     "sin",
     "sinh",
     "split",
@@ -180,6 +202,7 @@ __all__ = [
     "var",
     "vecdot",
     "where",
+    "xlogy",
     "zeros",
     "zeros_like",
 ]  # fmt: skip
@@ -226,6 +249,25 @@ greater_equal = _binary("greater_equal", "a >= b, element by element, as bool.")
 logical_and = _binary("logical_and", "Whether both are true; of bool only.")
 logical_or = _binary("logical_or", "Whether either is true; of bool only.")
 logical_xor = _binary("logical_xor", "Whether exactly one is true; of bool only.")
+atan2 = _binary("atan2", "The angle of the point (b, a) from the first axis, from -pi to pi, of floating data types.")
+hypot = _binary("hypot", "sqrt(a * a + b * b), without overflow. The gradient at (0, 0) is 0.")
+copysign = _binary("copysign", "|a| with the sign of b; the gradient at a = 0 is 0.")
+nextafter = _binary("nextafter", "The neighbor of a in the direction of b; b where they are equal. Its gradient is 0.")
+floor_divide = _binary(
+    "floor_divide",
+    "a / b rounded down, as `//` of NumPy. Of integers 0 where b is 0, and the least number by -1 wraps to itself.",
+)
+remainder = _binary(
+    "remainder",
+    "a - b * floor(a / b), with the sign of b, as `%` of NumPy: exact; where b is 0, 0 of integers and NaN of floats.",
+)
+bitwise_left_shift = _binary(
+    "bitwise_left_shift", "a * 2 ** b modulo the width, of integers; 0 where b is negative or not less than the width."
+)
+bitwise_right_shift = _binary(
+    "bitwise_right_shift",
+    "a / 2 ** b rounded down, of integers; where b is negative or not less than the width, -1 for negative a, else 0.",
+)
 logical_not = _unary("logical_not", "Whether the element is false; of bool only.")
 pow = power
 
@@ -246,6 +288,19 @@ tan = _unary("tan", "The tangent of radians.")
 tanh = _unary("tanh", "The hyperbolic tangent.")
 sigmoid = _unary("sigmoid", "1 / (1 + exp(-x)), without overflow.")
 erf = _unary("erf", "The error function.")
+erfc = _unary("erfc", "1 - erf(x), with all digits where it vanishes.")
+asin = _unary("asin", "The inverse sine, from -pi/2 to pi/2; NaN beyond 1 in size.")
+acos = _unary("acos", "The inverse cosine, from 0 to pi; NaN beyond 1 in size.")
+atan = _unary("atan", "The inverse tangent, from -pi/2 to pi/2.")
+sinh = _unary("sinh", "The hyperbolic sine.")
+cosh = _unary("cosh", "The hyperbolic cosine.")
+asinh = _unary("asinh", "The inverse hyperbolic sine.")
+acosh = _unary("acosh", "The inverse hyperbolic cosine; NaN below 1.")
+atanh = _unary("atanh", "The inverse hyperbolic tangent; infinite at 1 and -1, NaN beyond.")
+cbrt = _unary("cbrt", "The cube root, of negative numbers too; the gradient at 0 is inf.")
+exp2 = _unary("exp2", "2 ** x, exact for integers.")
+log2 = _unary("log2", "The logarithm to base 2, exact for powers of two; -inf at 0, NaN below.")
+log10 = _unary("log10", "The logarithm to base 10, exact for powers of ten; -inf at 0, NaN below.")
 floor = _rounding("floor", "The largest integer not above x.")
 ceil = _rounding("ceil", "The smallest integer not below x.")
 round = _rounding("round", "The nearest integer, halves to the even one.")
@@ -254,32 +309,6 @@ isnan = _unary("isnan", "Whether the element is NaN.")
 isfinite = _unary("isfinite", "Whether the element is neither NaN nor infinite.")
 isinf = _unary("isinf", "Whether the element is infinite.")
 stop_gradient = _unary("stop_gradient", "x, which every derivative takes for a constant.")
-
-
-def erfc(x: Node) -> Node:
-    """1 - erf(x), with the rounding error of the difference."""
-    return 1 - erf(x)
-
-
-def log2(x: Node) -> Node:
-    """The logarithm to base 2."""
-    return log(x) * 1.4426950408889634
-
-
-def log10(x: Node) -> Node:
-    """The logarithm to base 10."""
-    return log(x) * 0.4342944819032518
-
-
-def sinh(x: Node) -> Node:
-    """The hyperbolic sine, (exp(x) - exp(-x)) / 2, exact near 0."""
-    grown = expm1(abs(x))
-    return sign(x) * 0.5 * (grown + grown / (grown + 1))
-
-
-def cosh(x: Node) -> Node:
-    """The hyperbolic cosine, (exp(x) + exp(-x)) / 2."""
-    return 0.5 * (exp(x) + exp(-x))
 
 
 def positive(x: Node) -> Node:
@@ -479,6 +508,84 @@ def logaddexp(a: Operand, b: Operand) -> Node:
     # The larger exponential is 1: subtract it where it stands, and the smaller keeps all its digits.
     rest = where(a >= b, expm1(left) + exp(right), exp(left) + expm1(right))
     return log1p(rest) + largest
+
+
+def xlogy(a: Operand, b: Operand) -> Node:
+    """a * log(b), 0 where a is 0, whatever b is; NaN where b is NaN."""
+    a, b = common("xlogy", a, b)
+    # Where a is 0, log gets a number it is finite at, so that no derivative meets an infinity.
+    nothing = logical_and(equal(a, 0), logical_not(isnan(b)))
+    return where(nothing, constant_like(a, 0), a * log(where(nothing, constant_like(b, 1), b)))
+
+
+def logit(x: Node) -> Node:
+    """log(x / (1 - x)), the inverse of `sigmoid`, exact near 1/2 too."""
+    # Near 1/2 the logarithms would cancel: there 2 x - 1 is exact.
+    return where(abs(x - 0.5) < 0.25, 2 * atanh(2 * x - 1), log(x) - log1p(-x))
+
+
+def signbit(x: Node) -> Node:
+    """Whether the sign of a floating element is negative, that of zero included."""
+    return less(copysign(constant_like(x, 1), x), 0)
+
+
+def count_nonzero(x: Node, axis: Axis = None, *, keepdims: bool = False) -> Node:
+    """The int64 number of elements that are not 0 (NaN is not) over axes, all by default."""
+    return sum(astype(x, bool_), axis, keepdims=keepdims)
+
+
+def diff(
+    x: Node, /, *, axis: int = -1, n: int = 1, prepend: Operand | None = None, append: Operand | None = None
+) -> Node:
+    """The n-th difference of neighbors along an axis, which becomes n shorter; of bool whether neighbors differ.
+
+    What is prepended and appended broadcasts to x but for the axis; a number is one element. ShapeError where the axis
+    has fewer than n elements.
+    """
+    place = normal_axis("diff", x, axis)
+    if n < 0:
+        raise ShapeError(f"diff: n must be at least 0, got {n}")
+    if n == 0:
+        return x
+    ends = [_end(x, value, place) for value in (prepend, append)]
+    out = concat([part for part in (ends[0], x, ends[1]) if part is not None], axis=place)
+    for _ in range(n):
+        extent = out.shape[place]
+        if isinstance(extent, int) and extent == 0:
+            raise ShapeError(f"diff: axis {place} of {describe(x)} has fewer than {n} elements")
+        after = slice_axis(out, place, 1, extent)
+        before = slice_axis(out, place, 0, extent - 1)
+        out = not_equal(after, before) if out.dtype is bool_ else after - before
+    return out
+
+
+def _end(x: Node, value: Operand | None, place: int) -> Node | None:
+    if value is None:
+        return None
+    node = as_node(x, value)
+    extent = node.shape[place] if node.ndim == x.ndim else 1
+    return _broadcast(node, (*x.shape[:place], extent, *x.shape[place + 1 :]))
+
+
+def meshgrid(*arrays: Node, indexing: str = "xy") -> list[Node]:
+    """Coordinates of a grid from 1-dimensional nodes: one node each, all of the shape of the grid.
+
+    The k-th axis belongs to the k-th node with `indexing="ij"`; with "xy" the first two axes are exchanged.
+    """
+    if indexing not in ("xy", "ij"):
+        raise ValueError(f"meshgrid: indexing must be 'xy' or 'ij', got {indexing!r}")
+    for node in arrays:
+        if node.ndim != 1:
+            raise ShapeError(f"meshgrid: {describe(node)} must have 1 dimension")
+    count = len(arrays)
+    order = list(range(count))
+    if indexing == "xy" and count > 1:
+        order[0], order[1] = 1, 0
+    full_shape: Shape = tuple(arrays[k].shape[0] for k in order)
+    return [
+        _broadcast(reshape(node, tuple(node.shape[0] if p == place else 1 for p in range(count))), full_shape)
+        for node, place in zip(arrays, order, strict=True)
+    ]
 
 
 def take(x: Node, indices: Operand, axis: int | None = None) -> Node:

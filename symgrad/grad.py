@@ -13,6 +13,7 @@ from symgrad.graph import Graph, Node, Origin, ancestors, describe
 from symgrad.graph import Literal as Value
 from symgrad.opdef import OPS, Kind, OpDef
 from symgrad.ops.build import uniform_value
+from symgrad.ops.control import carriers, custom_jvp
 from symgrad.rules import full
 from symgrad.types import Type
 
@@ -77,8 +78,8 @@ def grad(
 
     Raises GradientError (no gradient defined) and GraphError (nodes of different graphs).
     """
-    targets = _targets("grad", wrt)
-    _check_output("grad", y)
+    targets = check_targets("grad", wrt)
+    check_output("grad", y)
     if disconnected not in ("zero", "none", "raise"):
         raise GradientError(f"grad: disconnected must be 'zero', 'none' or 'raise', got {disconnected!r}")
     if cotangent is None and y.type.shape != ():
@@ -97,10 +98,10 @@ def vjp(outputs: Sequence[Node], wrt: Sequence[Node], cotangents: Sequence[Any])
 
     One gradient per node of `wrt`, zeros where no output depends on it.
     """
-    targets = _targets("vjp", wrt)
+    targets = check_targets("vjp", wrt)
     _check_count("vjp", "outputs", outputs, "cotangents", cotangents)
     for output in outputs:
-        _check_output("vjp", output)
+        check_output("vjp", output)
     seeds = [(o, _match("vjp", "cotangent", c, o)) for o, c in zip(outputs, cotangents, strict=True)]
     found = _reverse("vjp", seeds, targets, ())
     return [g if g is not None else zeros_like(t) for g, t in zip(found, targets, strict=True)]
@@ -112,10 +113,10 @@ def jvp(outputs: Sequence[Node], wrt: Sequence[Node], tangents: Sequence[Any]) -
     One node per output, of its shape and dtype. The nodes of `wrt` count as independent: where one depends on another,
     its tangent is the given one. Forward mode: one sweep for all outputs.
     """
-    targets = _targets("jvp", wrt)
+    targets = check_targets("jvp", wrt)
     _check_count("jvp", "wrt", wrt, "tangents", tangents)
     for output in outputs:
-        _check_output("jvp", output)
+        check_output("jvp", output)
     seeds = {t.id: _match("jvp", "tangent", v, t) for t, v in zip(targets, tangents, strict=True)}
     found = _forward("jvp", outputs, targets, seeds)
     return [t if t is not None else zeros_like(o) for t, o in zip(found, outputs, strict=True)]
@@ -150,7 +151,7 @@ def _reverse(
 ) -> list[Node | None]:
     """One cotangent per target, None where no seed reaches it."""
     graph = targets[0].graph if targets else seeds[0][0].graph if seeds else Graph()
-    _check_graph(caller, graph, [*targets, *constants, *(y for y, _ in seeds), *(c for _, c in seeds)])
+    check_graph(caller, graph, [*targets, *constants, *(y for y, _ in seeds), *(c for _, c in seeds)])
     cotangents: dict[int, Node] = {}
     for y, cotangent in seeds:
         _accumulate(graph, cotangents, y.id, cotangent)
@@ -189,7 +190,7 @@ def _needed(graph: Graph, wanted: set[int], held: set[int], low: int, high: int)
             continue
         if node.type.dtype.kind != "f" or k in held or node.op.name in _STOPS:
             continue
-        for source in node.inputs:
+        for source in carriers(node):
             if source.id >= low and need[source.id - low]:
                 need[k - low] = 1
                 break
@@ -239,14 +240,14 @@ def _forward(
     if not outputs or not targets:
         return [None for _ in outputs]
     graph = targets[0].graph
-    _check_graph(caller, graph, [*targets, *outputs, *seeds.values()])
+    check_graph(caller, graph, [*targets, *outputs, *seeds.values()])
     wanted = {t.id for t in targets}
     low, high = min(wanted), max(o.id for o in outputs)
     need = _needed(graph, wanted, set(), low, high)
     tangents: dict[int, Node] = dict(seeds)
     with building(graph):
-        for node in ancestors(outputs):
-            if node.id < low or not need[node.id - low] or node.id in wanted:
+        for node in _between(outputs, need, low):
+            if node.id in wanted:
                 continue
             moves = [tangents.get(i.id) for i in node.inputs]
             order = max((t.order for t in moves if t is not None), default=0)
@@ -257,10 +258,24 @@ def _forward(
     return [tangents.get(o.id) for o in outputs]
 
 
+def _between(outputs: Sequence[Node], need: bytearray, low: int) -> list[Node]:
+    """The nodes a derivative passes on its way to the outputs, in topological order."""
+    stack = list(outputs)
+    seen: dict[int, Node] = {}
+    while stack:
+        node = stack.pop()
+        if node.id >= low and need[node.id - low] and node.id not in seen:
+            seen[node.id] = node
+            stack += carriers(node)
+    return [seen[k] for k in sorted(seen)]
+
+
 def push(caller: str, node: Node, tangents: Sequence[Node | None]) -> Node | None:
     """The tangent of a node from the tangents of its inputs; None stands for zero."""
     if all(t is None for t in tangents):
         return None
+    if node.op.name == "custom":
+        return custom_jvp(node, tangents)
     if node.op.name == "contract":
         return _push_product(node, tangents)
     floating = [i.type.dtype.is_float for i in node.inputs]
@@ -342,7 +357,8 @@ def plus(a: Node | None, b: Node | None) -> Node | None:
 # What callers pass.
 
 
-def _targets(caller: str, wrt: Node | Sequence[Node]) -> list[Node]:
+def check_targets(caller: str, wrt: Node | Sequence[Node]) -> list[Node]:
+    """The nodes to differentiate with respect to; GradientError for what has no derivative."""
     targets = [wrt] if isinstance(wrt, Node) else list(wrt)
     for node in targets:
         if not isinstance(node, Node):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
@@ -360,7 +376,8 @@ def _targets(caller: str, wrt: Node | Sequence[Node]) -> list[Node]:
     return targets
 
 
-def _check_output(caller: str, y: Node) -> None:
+def check_output(caller: str, y: Node) -> None:
+    """Raise unless a derivative of this can be taken."""
     if not isinstance(y, Node):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
         raise GradientError(f"{caller}: only nodes have derivatives, got {type(y).__name__}")
     if not y.dtype.is_float:
@@ -372,7 +389,8 @@ def _check_count(caller: str, one: str, a: Sequence[Any], other: str, b: Sequenc
         raise GradientError(f"{caller}: {len(a)} {one} but {len(b)} {other}; give one for each")
 
 
-def _check_graph(caller: str, graph: Graph, nodes: Sequence[Node]) -> None:
+def check_graph(caller: str, graph: Graph, nodes: Sequence[Node]) -> None:
+    """Raise unless the nodes belong to this graph."""
     for node in nodes:
         if node.graph is not graph:
             raise GraphError(

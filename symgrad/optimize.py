@@ -14,6 +14,7 @@ from symgrad.errors import ShapeError, SymgradError
 from symgrad.graph import Graph, Node, describe
 from symgrad.graph import Literal as Value
 from symgrad.opdef import OPS
+from symgrad.ops.control import readers
 from symgrad.passes import Pass, run
 from symgrad.program import Program
 from symgrad.rulebook import choose_rules
@@ -23,7 +24,7 @@ from symgrad.types import Dim, Type
 
 Phase: TypeAlias = Literal["train", "infer"]
 _CHOICE = {"train": 0, "infer": 1}
-_SELECTED = frozenset(("phase", "stop_gradient"))
+_SELECTED = frozenset(("phase", "stop_gradient", "custom"))
 
 
 def pipeline(phase: Phase, sizes: Mapping[str, int], rules: Rules) -> tuple[Pass, ...]:
@@ -58,7 +59,7 @@ def optimize(
 
 
 def select_phase(program: Program, phase: Phase) -> Program:
-    """The program in one phase: the other branch of every `phase` goes, and so does every `stop_gradient`."""
+    """The program in one phase: the other branch of every `phase` goes, and so do gradient controls."""
     choice = _CHOICE[phase]
     found: dict[int, Node] = {}
     stack = list(program.roots)
@@ -67,14 +68,12 @@ def select_phase(program: Program, phase: Phase) -> Program:
         if node.id in found:
             continue
         found[node.id] = node
-        stack += (node.inputs[choice],) if node.op.name == "phase" else node.inputs
+        stack += readers(node, choice)
     if not any(node.op.name in _SELECTED for node in found.values()):
         return program
 
     def make(graph: Graph, node: Node, copies: Copies) -> Node:
-        if node.op.name == "phase":
-            return copies[node.inputs[choice].id]
-        return copies[node.inputs[0].id] if node.op.name == "stop_gradient" else again(graph, node, copies)
+        return copies[readers(node, choice)[0].id] if node.op.name in _SELECTED else again(graph, node, copies)
 
     return sweep(program, {}, make, nodes=[found[k] for k in sorted(found)])
 

@@ -39,6 +39,19 @@ class Program:
         return ancestors(self.roots)
 
     @property
+    def inputs_read(self) -> list[Node]:
+        """The inputs that values depend on in some phase; what only derivative rules read is left out."""
+        stack = list(self.roots)
+        seen = {n.id: n for n in stack}
+        while stack:
+            node = stack.pop()
+            for source in node.inputs[:1] if node.op.name == "custom" else node.inputs:
+                if source.id not in seen:
+                    seen[source.id] = source
+                    stack.append(source)
+        return [seen[k] for k in sorted(seen) if seen[k].op.name == "input"]
+
+    @property
     def states(self) -> tuple[Node, ...]:
         """The params and states that are read or updated."""
         found = {n.id: n for n in self.nodes if n.op.name in STATEFUL}

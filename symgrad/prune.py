@@ -12,7 +12,7 @@ from symgrad.errors import GraphError
 from symgrad.graph import NAMED, STATEFUL, Graph, Node, Origin, Storage, ancestors, describe
 from symgrad.graph import Literal as Values
 from symgrad.opdef import OPS, Kind
-from symgrad.ops.control import inline
+from symgrad.ops.control import inline, readers
 from symgrad.program import Program
 from symgrad.random import RANDOM_STEP, random_updates
 from symgrad.types import Dim, Type
@@ -24,6 +24,8 @@ Outputs: TypeAlias = "Node | Sequence[Node] | Mapping[str, Node]"
 Phase: TypeAlias = Literal["train", "infer"]
 
 _PHASES = ("train", "infer")
+# Kept nodes that stand for one of their inputs, which takes their place.
+_CHOICES = frozenset(("phase", "stop_gradient", "custom"))
 _FOLDED_BYTES = 1024
 
 
@@ -81,8 +83,7 @@ def _reached(outputs: Iterable[Node], phase: Phase) -> dict[int, Node]:
     seen = {n.id: n for n in stack}
     while stack:
         node = stack.pop()
-        sources = (node.inputs[_PHASES.index(phase)],) if node.op.name == "phase" else node.inputs
-        for source in sources:
+        for source in readers(node, _PHASES.index(phase)):
             if source.id not in seen:
                 seen[source.id] = source
                 stack.append(source)
@@ -152,10 +153,8 @@ def _frozen(program: Program, phase: Phase) -> Program:
 
 
 def _copy(node: Node, graph: Graph, copy_of: dict[int, Node], phase: Phase) -> Node:
-    if node.op.name == "phase":
-        return copy_of[node.inputs[_PHASES.index(phase)].id]
-    if node.op.name == "stop_gradient":
-        return copy_of[node.inputs[0].id]
+    if node.op.name in _CHOICES:
+        return copy_of[readers(node, _PHASES.index(phase))[0].id]
     if node.op.name in STATEFUL and node.name != RANDOM_STEP:
         return graph.add(OPS["const"], (), (Values(node.value),))
     sources = tuple([copy_of[i.id] for i in node.inputs])
@@ -213,7 +212,7 @@ def _removed(graph: Graph, kept: dict[int, Node], phase: Phase) -> Counter[str]:
     """How many nodes of the graph are not kept, by what they were for: told by facts of the graph, not by names."""
     nodes = graph.nodes
     group: dict[int, str] = {n.id: "phase" for n in kept.values() if n.op.name == "phase"}
-    group |= {n.id: "stop_gradient" for n in kept.values() if n.op.name == "stop_gradient"}
+    group |= {n.id: n.op.name for n in kept.values() if n.op.name in ("stop_gradient", "custom")}
     gone = [n for n in nodes if n.id not in kept]
     differentiated = [n.gradient_of for n in nodes if n.gradient_of is not None and n.gradient_of.graph is graph]
     advances = _state_values(nodes) - {n.id for n in differentiated}
@@ -241,8 +240,8 @@ def _removed(graph: Graph, kept: dict[int, Node], phase: Phase) -> Counter[str]:
         group.setdefault(node.id, "loss")
     for node in gone:
         group.setdefault(node.id, "random" if node.op.name == "philox" else "unused")
-    order = ("gradient", "update", "loss", "dropout", rest, "phase", "stop_gradient", "random", "unused")
-    counts = Counter(group[n.id] for n in nodes if n.id not in kept or group.get(n.id) in ("phase", "stop_gradient"))
+    order = ("gradient", "update", "loss", "dropout", rest, "phase", "stop_gradient", "custom", "random", "unused")
+    counts = Counter(group[n.id] for n in nodes if n.id not in kept or group.get(n.id) in _CHOICES)
     return Counter({name: counts[name] for name in order if counts[name]})
 
 

@@ -11,6 +11,7 @@ from symgrad.grad import building, is_linear, plus, push, zeros_like
 from symgrad.graph import Graph, Node, Origin, ancestors, describe
 from symgrad.opdef import OPS, Kind
 from symgrad.ops.build import product, uniform_value
+from symgrad.ops.control import carriers, is_elementwise
 from symgrad.rules import full
 
 Request: TypeAlias = tuple[Node, int]
@@ -70,17 +71,30 @@ def _check(y: Node, x: Node, order: int) -> None:
             f"derivative: shapes {y.shape} and {x.shape} differ, so elements do not correspond; use sg.grad or sg.jvp"
         )
     moving = {x.id}
-    for node in ancestors([y]):
-        if node.id in moving or not any(i.id in moving for i in node.inputs):
+    for node in _carried(y):
+        if node.id in moving or not any(i.id in moving for i in carriers(node)):
             continue
         if not node.dtype.is_float or node.op.name == "stop_gradient":
             continue
-        if node.op.kind is not Kind.POINTWISE and node.op.name != "phase":
+        elementwise = is_elementwise(node) if node.op.name == "custom" else node.op.name == "phase"
+        if node.op.kind is not Kind.POINTWISE and not elementwise:
             raise GradientError(
                 f"derivative: {describe(node)} lies between, and {node.op.name} mixes elements; "
                 "use sg.grad, sg.jvp or sg.hvp"
             )
         moving.add(node.id)
+
+
+def _carried(y: Node) -> list[Node]:
+    """The nodes a derivative can pass on its way to a node, in topological order."""
+    stack = [y]
+    seen = {y.id: y}
+    while stack:
+        for source in carriers(stack.pop()):
+            if source.id not in seen:
+                seen[source.id] = source
+                stack.append(source)
+    return [seen[k] for k in sorted(seen)]
 
 
 class _Tower:
@@ -123,7 +137,7 @@ class _Tower:
         while low + len(self.moves) <= node.id:
             one = self.graph.nodes[low + len(self.moves)]
             still = not one.type.dtype.is_float or one.op.name == "stop_gradient"
-            moves = one is self.x or (not still and any(i.id >= low and self.moves[i.id - low] for i in one.inputs))
+            moves = one is self.x or (not still and any(i.id >= low and self.moves[i.id - low] for i in carriers(one)))
             self.moves.append(moves)
         return node.id >= low and bool(self.moves[node.id - low])
 
@@ -152,8 +166,9 @@ class _Tower:
 
     def _chain(self, node: Node, k: int) -> Steps:
         tangents: list[Node | None] = []
+        carried = {i.id for i in carriers(node)}
         for source in node.inputs:
-            tangents.append((yield source, 1))
+            tangents.append((yield source, 1) if source.id in carried else None)
         self._mark(node)
         first = push("derivative", node, tangents)
         if first is None or k == 1:

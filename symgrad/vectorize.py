@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import string
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,17 +17,26 @@ from symgrad.errors import GraphError, ShapeError
 from symgrad.grad import building
 from symgrad.graph import Graph, Node, Origin, ancestors, describe
 from symgrad.opdef import OPS, Kind, OpDef
-from symgrad.ops.build import apply, broadcast_to, inverse_order, permute_to, reshape_to, source
+from symgrad.ops.build import (
+    apply,
+    broadcast_to,
+    inverse_order,
+    permute_to,
+    reshape_to,
+    source,
+)
 from symgrad.ops.view import same_extent
 from symgrad.program import Program
-from symgrad.types import Extent, Shape, Type, int64, size_of
+from symgrad.types import Extent, Shape, Type, int64
 
 Axis: TypeAlias = int | None
 # The node, its operands with or without a leading batch axis, which of them have one, the extent of the axis.
 BatchRule: TypeAlias = Callable[[Node, Sequence[Node], Sequence[bool], Extent], Node]
 
 
-def vmap(f: Callable[..., Any], in_axes: Axis | Sequence[Axis] = 0, out_axes: Axis | Sequence[Axis] = 0) -> Any:
+def vmap(
+    f: Callable[..., Any], in_axes: Axis | Sequence[Axis] = 0, out_axes: Axis | Sequence[Axis] = 0
+) -> Callable[..., Any]:
     """`f`, a function of nodes, applied to each slice of its arguments along an axis: vectorized, not repeated.
 
     `in_axes` is the axis of each argument that is mapped, or None for an argument that every application takes whole;
@@ -76,12 +85,12 @@ def batched(
     outputs: Sequence[Node],
     replacements: Mapping[Node, Node],
     extent: Extent,
-    identities: Collection[Node] = (),
+    shortcut: Callable[[Node, Sequence[bool]], Node | None] | None = None,
 ) -> list[Node | None]:
     """The outputs rebuilt with a leading axis of this extent; None for one that depends on no replaced node.
 
-    `replacements` gives for nodes their values with the leading axis. Those among `identities` are identity matrices:
-    row k holds a one at element k in row-major order. A contraction over all their axes needs no arithmetic.
+    `replacements` gives for nodes their values with the leading axis. `shortcut(node, live)` may give a node rebuilt in
+    a better way than by its rule, `live` saying which inputs depend on a replaced node; None for no better way.
     """
     new_of = dict(replacements)
     with building(graph):
@@ -91,11 +100,18 @@ def batched(
             live = [i in new_of for i in node.inputs]
             if not any(live):
                 continue
-            operands = [new_of.get(i, i) for i in node.inputs]
             graph.origin = Origin(node.loc, node.scope, node.gradient_of, node.order)
-            picked = _picked(node, operands, live, extent, identities) if identities else None
-            new_of[node] = picked if picked is not None else _rule(node)(node, operands, live, extent)
+            better = None if shortcut is None else shortcut(node, live)
+            operands = [new_of.get(i, i) for i in node.inputs]
+            new_of[node] = _rule(node)(node, operands, live, extent) if better is None else better
     return [new_of.get(o) for o in outputs]
+
+
+def again(node: Node, inputs: Sequence[Node], **changes: Any) -> Node:
+    """The operator of a node on other inputs, with some attributes changed."""
+    op: OpDef = node.op
+    attrs = tuple([changes.get(name, value) for name, value in zip(op.attrs, node.attrs, strict=True)])
+    return node.graph.add(op, tuple(inputs), attrs)
 
 
 # What callers pass.
@@ -219,25 +235,18 @@ def _all_rows(operands: Sequence[Node], live: Sequence[bool], extent: Extent) ->
     return [_with_rows(o, on, extent) for o, on in zip(operands, live, strict=True)]
 
 
-def _again(node: Node, inputs: Sequence[Node], **changes: Any) -> Node:
-    """The operator of a node on other inputs, with some attributes changed."""
-    op: OpDef = node.op
-    attrs = tuple([changes.get(name, value) for name, value in zip(op.attrs, node.attrs, strict=True)])
-    return node.graph.add(op, tuple(inputs), attrs)
-
-
 def _attr(node: Node, name: str) -> Any:
     return node.attrs[node.op.attrs.index(name)]
 
 
 def _pointwise(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent) -> Node:
-    return _again(node, _all_rows(operands, live, extent))
+    return again(node, _all_rows(operands, live, extent))
 
 
 def _reduction(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent) -> Node:
     if node.op.attrs == ("axis",):
-        return _again(node, operands, axis=node.attrs[0] + 1)
-    return _again(node, operands, axes=tuple(a + 1 for a in node.attrs[0]))
+        return again(node, operands, axis=node.attrs[0] + 1)
+    return again(node, operands, axes=tuple(a + 1 for a in node.attrs[0]))
 
 
 def _sum_to(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent) -> Node:
@@ -266,19 +275,19 @@ def _broadcast(node: Node, operands: Sequence[Node], live: Sequence[bool], exten
 
 def _slice(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent) -> Node:
     starts, stops, steps = node.attrs
-    return _again(node, operands, starts=(0, *starts), stops=(extent, *stops), steps=(1, *steps))
+    return again(node, operands, starts=(0, *starts), stops=(extent, *stops), steps=(1, *steps))
 
 
 def _pad(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent) -> Node:
-    return _again(node, operands, low=(0, *_attr(node, "low")), high=(0, *_attr(node, "high")))
+    return again(node, operands, low=(0, *_attr(node, "low")), high=(0, *_attr(node, "high")))
 
 
 def _flip(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent) -> Node:
-    return _again(node, operands, axes=tuple(a + 1 for a in node.attrs[0]))
+    return again(node, operands, axes=tuple(a + 1 for a in node.attrs[0]))
 
 
 def _concat(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent) -> Node:
-    return _again(node, _all_rows(operands, live, extent), axis=node.attrs[0] + 1)
+    return again(node, _all_rows(operands, live, extent), axis=node.attrs[0] + 1)
 
 
 def _contract(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent) -> Node:
@@ -289,33 +298,16 @@ def _contract(node: Node, operands: Sequence[Node], live: Sequence[bool], extent
         raise GraphError(f"vmap: {describe(node)} uses every label there is; contract in two steps")
     left = label + left if live[0] else left
     right = label + right if live[1] else right
-    return _again(node, operands, left=left, right=right, out=label + out)
-
-
-def _picked(
-    node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent, identities: Collection[Node]
-) -> Node | None:
-    """A contraction of all axes of an identity matrix is the other operand with its axes in another order."""
-    if node.op.name != "contract" or all(live):
-        return None
-    k = 0 if live[0] else 1
-    if operands[k] not in identities:
-        return None
-    labels, out = (node.attrs[0], node.attrs[1]), node.attrs[2]
-    mine, other = labels[k], labels[1 - k]
-    if any(c in out or c not in other for c in mine):
-        return None
-    rows = permute_to(operands[1 - k], [other.index(c) for c in mine + out])
-    return reshape_to(rows, (extent, *node.shape))
+    return again(node, operands, left=left, right=right, out=label + out)
 
 
 def _take(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent) -> Node:
     x, index = operands
     axis: int = node.attrs[0]
     if not live[1]:
-        return _again(node, operands, axis=axis + 1)
+        return again(node, operands, axis=axis + 1)
     if not live[0]:
-        taken = _again(node, operands)
+        taken = again(node, operands)
         return permute_to(taken, (axis, *(k for k in range(taken.ndim) if k != axis)))
     flat = apply("take", _joined(x, axis), _shifted(index, extent, x.shape[axis + 1]), axis=0)
     return permute_to(flat, inverse_order(_axis_first(flat.ndim, axis, index.ndim - 1)))
@@ -326,7 +318,7 @@ def _scatter_add(node: Node, operands: Sequence[Node], live: Sequence[bool], ext
     axis: int = node.attrs[0]
     x, updates = (_with_rows(operands[k], live[k], extent) for k in (0, 2))
     if not live[1]:
-        return _again(node, (x, index, updates), axis=axis + 1)
+        return again(node, (x, index, updates), axis=axis + 1)
     rows = permute_to(updates, _axis_first(updates.ndim, axis, index.ndim - 1))
     order = _axis_first(x.ndim, axis, 1)
     moved = tuple(x.shape[k] for k in order)
@@ -356,19 +348,37 @@ def _shifted(index: Node, extent: Extent, stride: Extent) -> Node:
 
 
 def _call(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent) -> Node:
-    """A call of the program with a leading axis on the inputs that have one here, and on its output."""
+    return again(node, operands, program=_with_axis(node.attrs[0], live, extent))
+
+
+def _custom(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent) -> Node:
+    # A derivative rule gives one cotangent per slice, so every operand has the axis, and broadcasting sums them.
     program: Program = node.attrs[0]
-    inner = program.graph
-    inputs: list[Node] = []
+    batched_rule = _with_axis(program, [True] * len(program.inputs), extent)
+    return again(node, _all_rows(operands, live, extent), program=batched_rule)
+
+
+def _with_axis(program: Program, live: Sequence[bool], extent: Extent) -> Program:
+    """The program with a leading axis on these inputs and on every output."""
+    graph = program.graph
+    inputs = list(program.inputs)
     replacements: dict[Node, Node] = {}
-    for given, operand, on in zip(program.inputs, operands, live, strict=True):
-        inputs.append(placeholder(inner, f"{given.name} of {len(inner.nodes)}", operand.type) if on else given)
-        if on:
-            replacements[given] = inputs[-1]
-    (result,) = batched(inner, program.outputs, replacements, extent)
-    with building(inner):
-        output = _with_rows(program.outputs[0], False, extent) if result is None else result
-    return _again(node, operands, program=Program(inner, tuple(inputs), (output,), name=program.name))
+    for k, given in enumerate(program.inputs):
+        if live[k]:
+            kind = Type((extent, *given.shape), given.dtype)
+            inputs[k] = replacements[given] = placeholder(graph, f"{given.name} ({len(graph.nodes)})", kind)
+    found = batched(graph, program.outputs, replacements, extent)
+    with building(graph):
+        outputs = [
+            _with_rows(o if r is None else r, r is not None, extent)
+            for o, r in zip(program.outputs, found, strict=True)
+        ]
+    return Program(graph, tuple(inputs), tuple(outputs), name=program.name)
+
+
+def _unchanged(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent) -> Node:
+    """For operators along the last axes that leave any number of leading ones as they are."""
+    return again(node, operands)
 
 
 _RULES: dict[str, BatchRule] = {
@@ -386,4 +396,7 @@ _RULES: dict[str, BatchRule] = {
     "stop_gradient": _pointwise,
     "phase": _pointwise,
     "call": _call,
+    "custom": _custom,
+    "window": _unchanged,
+    "fold": _unchanged,
 }

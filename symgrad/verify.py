@@ -31,7 +31,8 @@ def verify(program: Program, *, after: str = "") -> None:
     given = {node.id for node in program.inputs}
     for node in program.nodes:
         _check_node(graph, node, where)
-        if node.op.name == "input" and node.id not in given:
+    for node in program.inputs_read:
+        if node.id not in given:
             raise GraphError(f"verify{where}: the outputs need {describe(node)}, which is not among the inputs")
 
 

@@ -212,6 +212,22 @@ for _name in ("exp", "expm1", "sin", "cos", "tanh", "sigmoid", "erf"):
 _pointwise("tan", "f", exactness=Exactness.ULP, smooth=(-1, 1))
 _pointwise("log", "f", exactness=Exactness.ULP, smooth=(0.2, 3))
 _pointwise("log1p", "f", exactness=Exactness.ULP, smooth=(-0.5, 3))
+for _name in ("sinh", "cosh", "atan", "asinh", "exp2", "erfc"):
+    _pointwise(_name, "f", exactness=Exactness.ULP, smooth=(-2, 2))
+for _name in ("asin", "acos", "atanh"):
+    _pointwise(_name, "f", exactness=Exactness.ULP, smooth=(-0.8, 0.8))
+_pointwise("acosh", "f", exactness=Exactness.ULP, smooth=(1.2, 3))
+for _name in ("log2", "log10", "cbrt"):
+    _pointwise(_name, "f", exactness=Exactness.ULP, smooth=(0.2, 3))
+for _name in ("atan2", "hypot"):
+    _pointwise(_name, "f", 2, exactness=Exactness.ULP, smooth=(-2, 2))
+_pointwise("copysign", "f", 2, smooth=(-2, 2))
+_pointwise("nextafter", "f", 2)
+_pointwise("floor_divide", "iuf", 2)
+_pointwise("remainder", "iuf", 2, smooth=(0.5, 2))
+for _name in ("bitwise_left_shift", "bitwise_right_shift"):
+    _pointwise(_name, "iu", 2)
+    _pointwise(_name, "iu", 2, domains=("any", "exponent"))
 for _name in ("floor", "ceil", "round", "trunc"):
     _pointwise(_name, "f")
 for _name in ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal"):
@@ -331,6 +347,28 @@ _row(
     ((2, 3, 17), "any", {"axes": (0, 2)}),
     ((2, 3, 5), "any", {"axes": (1,)}),
     kinds="biuf",
+)
+_row(
+    "window",
+    ((1,), "any", {"sizes": (1,), "strides": (1,), "dilations": (1,)}),
+    ((33,), "any", {"sizes": (3,), "strides": (2,), "dilations": (1,)}),
+    ((9,), "any", {"sizes": (3,), "strides": (1,), "dilations": (4,)}),
+    ((0, 5), "any", {"sizes": (2,), "strides": (3,), "dilations": (2,)}),
+    ((2, 7, 18), "any", {"sizes": (3, 2), "strides": (2, 1), "dilations": (1, 3)}),
+    ((5, 4, 6), "any", {"sizes": (2, 1, 3), "strides": (1, 2, 3), "dilations": (3, 1, 1)}),
+    kinds="biuf",
+)
+_row(
+    "fold",
+    ((1, 1), "any", {"extents": (1,), "strides": (1,), "dilations": (1,)}),
+    ((15, 4), "any", {"extents": (33,), "strides": (2,), "dilations": (1,)}),
+    ((4, 2), "any", {"extents": (13,), "strides": (3,), "dilations": (1,)}),
+    ((3, 3), "any", {"extents": (14,), "strides": (2,), "dilations": (4,)}),
+    ((0, 2, 2), "any", {"extents": (5,), "strides": (2,), "dilations": (2,)}),
+    ((2, 3, 15, 3, 2), "any", {"extents": (7, 18), "strides": (2, 1), "dilations": (1, 3)}),
+    ((2, 2, 2, 2, 1, 3), "any", {"extents": (5, 4, 6), "strides": (1, 2, 3), "dilations": (3, 1, 1)}),
+    kinds="iuf",
+    exactness=Exactness.SUM,
 )
 for _dtype in DTYPES.values():
     for _shapes, _axis in (
@@ -521,6 +559,20 @@ def _called(graph: Graph, nodes: Sequence[Node]) -> Node:
     return apply("call", *nodes, program=program)
 
 
+def _ruled(graph: Graph, nodes: Sequence[Node]) -> Node:
+    """A product with a reverse rule of its own, which is the right one."""
+    value, operand = nodes
+    inner = Graph()
+    names = ("input", "output", "cotangent")
+    inputs = [inner.input(name, n.shape, n.dtype) for name, n in zip(names, (operand, value, value), strict=True)]
+    program = Program(inner, tuple(inputs), (apply("multiply", inputs[2], inputs[0]),), name="inner")
+    return apply("custom", value, operand, program=program, count=1, wrt=(0,), modes="vjp")
+
+
+def _own_square(graph: Graph, nodes: Sequence[Node]) -> Node:
+    return _ruled(graph, [nodes[0] * nodes[0] * 0.5, nodes[0]])
+
+
 CASES["input"] = [
     Case("input", (Operand(shape, dtype),), make=lambda graph, nodes: nodes[0])
     for dtype in DTYPES.values()
@@ -542,6 +594,8 @@ CASES["dim"] = [Case("dim", (), make=lambda graph, nodes: source(graph, "dim", e
 CASES["stop_gradient"] = [Case("stop_gradient", (Operand(s, d),)) for d in DTYPES.values() for s in _FEW]
 CASES["phase"] = [Case("phase", (Operand(s, d), Operand(s, d))) for d in DTYPES.values() for s in _FEW]
 CASES["call"] = [Case("call", (Operand(s, d), Operand(s, d)), make=_called) for d in _dtypes("iuf") for s in _FEW]
+CASES["custom"] = [Case("custom", (Operand(s, d), Operand(s, d)), make=_ruled) for d in _dtypes("f") for s in _FEW]
+SMOOTH["custom"] = [Case("custom", (Operand((2, 3), float64, (0.3, 1.7)),), make=_own_square)]
 SMOOTH["phase"] = [Case("phase", (Operand((2, 3), float64, (0.3, 1.7)),) * 2)]
 SMOOTH["call"] = [Case("call", (Operand((2, 3), float64, (0.3, 1.7)),) * 2, make=_called)]
 FLAT.update(("stop_gradient", "input", "param", "state", "const", "iota", "dim"))

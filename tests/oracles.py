@@ -26,7 +26,8 @@ STEP = "1e-15"
 def exact_constants(nodes: Sequence[Node]) -> dict[Node, Any]:
     """The irrational numbers that stand in a graph rounded to float64, unrounded: derivative rules bring them in."""
     irrational = (2 / mp.sqrt(mp.pi), mp.sqrt(2 / mp.pi), mp.sqrt(0.5), 1 / mp.sqrt(2 * mp.pi), mp.log(2))
-    known = {float(v): v for v in irrational}
+    irrational += (1 / mp.log(2), 1 / mp.log(10))
+    known = {float(v): v for one in irrational for v in (one, -one)}
     found: dict[Node, Any] = {}
     for node in ancestors(nodes):
         if node.op.name == "const" and node.ndim == 0 and node.dtype.is_float:
@@ -69,7 +70,8 @@ def true_values(op: str, arrays: Sequence[np.ndarray], dtype: Any) -> np.ndarray
     flat = out.reshape(-1)
     with mp.workdps(DIGITS), np.errstate(all="ignore"):
         for k, operands in enumerate(zip(*(a.reshape(-1).tolist() for a in arrays), strict=True)):
-            if all(np.isfinite(operands)):
+            # These numbers have no negative zero, which tells the sign of an angle.
+            if all(np.isfinite(operands)) and not (op == "atan2" and 0.0 in operands):
                 flat[k] = _rounded(_TRUE[op](*map(mp.mpf, operands)), dtype)
     return out
 

@@ -54,7 +54,25 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sin": mp.sin,
     "cos": mp.cos,
     "tan": mp.tan,
+    "cbrt": lambda a: mp.sign(a) * mp.cbrt(abs(a)),
     "erf": mp.erf,
+    "erfc": mp.erfc,
+    "asin": mp.asin,
+    "acos": mp.acos,
+    "atan": mp.atan,
+    "sinh": mp.sinh,
+    "cosh": mp.cosh,
+    "asinh": mp.asinh,
+    "acosh": mp.acosh,
+    "atanh": lambda a: mp.atanh(a) if abs(a) != 1 else mp.inf * a,
+    "exp2": lambda a: mp.power(2, a),
+    "log2": lambda a: _log(a) / mp.log(2),
+    "log10": lambda a: _log(a) / mp.log(10),
+    "atan2": mp.atan2,
+    "hypot": mp.hypot,
+    "copysign": lambda a, b: abs(a) if b >= 0 else -abs(a),
+    "floor_divide": lambda a, b: mp.floor(a / b),
+    "remainder": lambda a, b: a - b * mp.floor(a / b),
     "sqrt": lambda a: mp.sqrt(a) if a >= 0 or mp.isnan(a) else mp.nan,
     "rsqrt": lambda a: 1 / mp.sqrt(a),
     "less": lambda a, b: a < b,
@@ -66,6 +84,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "logical_and": lambda a, b: a and b,
     "logical_or": lambda a, b: a or b,
     "logical_not": lambda a: not a,
+    "isnan": lambda a: bool(mp.isnan(a)),
     "isfinite": lambda a: bool(mp.isfinite(a)),
     "where": lambda c, a, b: a if c else b,
 }
@@ -125,7 +144,7 @@ def _value(node: Node, sources: list[Any]) -> Any:
         case "pad":
             pairs = list(zip(attrs["low"], attrs["high"], strict=True))
             return np.pad(sources[0], pairs, constant_values=mp.mpf(attrs["value"].array.item()))
-        case "stop_gradient":
+        case "stop_gradient" | "custom":
             return sources[0]
         case "call":
             program = attrs["program"]
@@ -142,7 +161,21 @@ def _value(node: Node, sources: list[Any]) -> Any:
 
 
 _MOVING = frozenset(
-    ("iota", "dim", "reshape", "permute", "broadcast", "slice", "flip", "concat", "take", "scatter_add", "check_index")
+    (
+        "iota",
+        "dim",
+        "reshape",
+        "permute",
+        "broadcast",
+        "slice",
+        "flip",
+        "concat",
+        "take",
+        "scatter_add",
+        "check_index",
+        "window",
+        "fold",
+    )
 )
 
 

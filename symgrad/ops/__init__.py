@@ -1,5 +1,5 @@
 """The operators. Importing this package fills the table `symgrad.opdef.OPS`."""
 
-from symgrad.ops import contract, control, indexed, pointwise, reduce, source, view
+from symgrad.ops import contract, control, elementary, indexed, pointwise, reduce, source, view, window
 
-__all__ = ["contract", "control", "indexed", "pointwise", "reduce", "source", "view"]
+__all__ = ["contract", "control", "elementary", "indexed", "pointwise", "reduce", "source", "view", "window"]

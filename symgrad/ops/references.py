@@ -58,6 +58,12 @@ def erf_values(x: Array) -> Array:
     return np.array(values, np.float64).reshape(x.shape).astype(x.dtype)
 
 
+def erfc_values(x: Array) -> Array:
+    """1 - erf(x), computed in float64."""
+    values = [math.erfc(v) for v in x.ravel().tolist()]
+    return np.array(values, np.float64).reshape(x.shape).astype(x.dtype)
+
+
 def cast_values(x: Array, dtype: DType) -> Array:
     """Floating to integer truncates and saturates, NaN gives 0; everything else as NumPy."""
     with np.errstate(all="ignore"):

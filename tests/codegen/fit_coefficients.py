@@ -84,9 +84,16 @@ def _cases() -> dict[str, tuple[Function, Function, Number, Number, int, int]]:
     sine = _root(lambda x: (mp.sin(x) / x - 1) / x**2)
     cosine = _root(lambda x: (mp.cos(x) - 1 + x**2 / 2) / x**4)
     error = _root(lambda x: mp.erf(x) / x - 1)
+    arc = _root(lambda x: (mp.atan(x) / x - 1) / x**2)
+    arcsine = _root(lambda x: (mp.asin(x) / x - 1) / x**2)
+    hyperbolic = _root(lambda x: (mp.sinh(x) / x - 1) / x**2)
     low, high = mp.sqrt(mpf(1) / 2) - 1, mp.sqrt(mpf(2)) - 1
     artanh_end = (3 - 2 * mp.sqrt(2)) ** 2
     fraction = _plain(lambda t: 2 * (1 + t) / (1 - t))  # the inverse of t = (a - 2) / (a + 2)
+    tail = _plain(lambda t: (1 + t) / (1 - t))  # the inverse of t = (a - 1) / (a + 1)
+    scaled = _plain(lambda a: mp.erfc(a) * mp.exp(a**2) * (a + 1))
+    tail_start, tail_end, tail_short = (((a - 1) / (a + 1)) for a in (mpf("0.5"), mpf(28), mpf(11)))
+
     return {
         # name: function, weight, interval, coefficients, significant bits of the type
         "EXP_32": (exponential, lambda r: r, -half_log, half_log, 5, 24),
@@ -113,6 +120,29 @@ def _cases() -> dict[str, tuple[Function, Function, Number, Number, int, int]]:
             -mpf(1) / 3,
             mpf(1) / 2,
             12,
+            53,
+        ),
+        "CBRT": (mp.cbrt, lambda m: 1 / mp.cbrt(m), low + 1, high + 1, 7, 24),
+        "ATAN_32": (arc, _root(lambda x: x**3 / mp.atan(x)), 0, mpf("0.66") ** 2, 6, 24),
+        "ATAN_64": (arc, _root(lambda x: x**3 / mp.atan(x)), 0, mpf("0.66") ** 2, 14, 53),
+        "ASIN_32": (arcsine, _root(lambda x: x**3 / mp.asin(x)), 0, mpf("0.25"), 5, 24),
+        "ASIN_64": (arcsine, _root(lambda x: x**3 / mp.asin(x)), 0, mpf("0.25"), 12, 53),
+        "SINH_32": (hyperbolic, _root(lambda x: x**3 / mp.sinh(x)), 0, 1, 4, 24),
+        "SINH_64": (hyperbolic, _root(lambda x: x**3 / mp.sinh(x)), 0, 1, 7, 53),
+        "ERFC_TAIL_SHORT": (
+            lambda t: scaled(tail(t)),
+            lambda t: 1 / scaled(tail(t)),
+            tail_start,
+            tail_short,
+            13,
+            53,
+        ),
+        "ERFC_TAIL_64": (
+            lambda t: scaled(tail(t)),
+            lambda t: 1 / scaled(tail(t)),
+            tail_start,
+            tail_end,
+            28,
             53,
         ),
     }

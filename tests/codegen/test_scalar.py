@@ -72,6 +72,12 @@ BINARY: dict[str, tuple[Callable[..., Any], list[DType]]] = {
     "bitwise_and": (np.bitwise_and, [bool_, *INTEGERS]),
     "bitwise_or": (np.bitwise_or, [bool_, *INTEGERS]),
     "bitwise_xor": (np.bitwise_xor, [bool_, *INTEGERS]),
+    "bitwise_left_shift": (np.left_shift, INTEGERS),
+    "bitwise_right_shift": (np.right_shift, INTEGERS),
+    "floor_divide": (np.floor_divide, NUMBERS),
+    "remainder": (np.remainder, NUMBERS),
+    "copysign": (np.copysign, FLOATS),
+    "nextafter": (np.nextafter, FLOATS),
 }
 
 
@@ -306,7 +312,7 @@ def test_meaningless_operations_are_refused() -> None:
 
 
 def _all_texts(lanes: int) -> Iterable[tuple[str, str]]:
-    arity = {"where": 3, "fma": 3, "philox": 6, "astype": 1}
+    arity = {"where": 3, "fma": 3, "philox": 6, "astype": 1, "atan2": 2, "hypot": 2}
     attrs: dict[str, dict[str, Any]] = {"philox": {"word": 3}, "astype": {"dtype": int8}}
     for name in OPERATIONS:
         count = arity.get(name, 2 if name in BINARY or name == "power" else 1)

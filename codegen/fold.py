@@ -1,0 +1,178 @@
+"""Sums of windows back into place as the operators that kernels are made for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from symgrad.graph import Graph, Literal, Node
+from symgrad.opdef import OPS
+from symgrad.types import Extent, static_shape
+
+# A sum of more terms than this is folded as a whole: each term alone costs a pass over the result.
+TERMS = 8
+
+
+def fold_node(graph: Graph, node: Node, copy_of: Mapping[int, Node]) -> Node:
+    """A fold in a new graph, from the copies of its operands.
+
+    A contraction of an array over the places of windows with one over the places in a window, which is what the
+    gradient of a convolution with respect to its input is, becomes a contraction over windows of the first with the
+    second reversed: nothing of the size of all windows is stored. Terms of a sum are taken one by one. Everything else
+    is summed axis by axis.
+    """
+    terms = _terms(node.inputs[0])
+    rank = len(node.attrs[0])
+    products = [t for t in terms if _factors(t, rank) is not None]
+    if not products:
+        return _by_axes(graph, node, copy_of[node.inputs[0].id])
+    parts = [_contraction(graph, node, t, copy_of) for t in products]
+    rest = [copy_of[t.id] for t in terms if _factors(t, rank) is None]
+    if rest:
+        parts.append(_by_axes(graph, node, _sum(graph, rest)))
+    return _sum(graph, parts)
+
+
+def _sum(graph: Graph, parts: Sequence[Node]) -> Node:
+    total = parts[0]
+    for part in parts[1:]:
+        total = graph.add(OPS["add"], (total, part))
+    return total
+
+
+def _terms(node: Node) -> list[Node]:
+    terms = [node]
+    place = 0
+    while place < len(terms):
+        if terms[place].op.name == "add" and len(terms) < TERMS:
+            terms[place : place + 1] = terms[place].inputs
+        else:
+            place += 1
+    return terms
+
+
+def _factors(term: Node, rank: int) -> tuple[int, int] | None:
+    """Which operand of a contraction runs over the places of windows, and which over those in a window."""
+    if term.op.name != "contract":
+        return None
+    out: str = term.attrs[2]
+    places, inside = set(out[-2 * rank : -rank]), set(out[-rank:])
+    for k in (0, 1):
+        moving, kernel = set(term.attrs[k]), set(term.attrs[1 - k])
+        if places <= moving and inside <= kernel and not inside & moving and not places & kernel:
+            return k, 1 - k
+    return None
+
+
+def _contraction(graph: Graph, node: Node, term: Node, copy_of: Mapping[int, Node]) -> Node:
+    extents, strides, dilations = node.attrs
+    rank = len(extents)
+    factors = _factors(term, rank)
+    assert factors is not None
+    moving_labels, kernel_labels = (str(term.attrs[k]) for k in factors)
+    moving, kernel = (copy_of[term.inputs[k].id] for k in factors)
+    out = str(term.attrs[2])
+    places, inside = out[-2 * rank : -rank], out[-rank:]
+    lead = [k for k, label in enumerate(moving_labels) if label not in places]
+    order = (*lead, *(moving_labels.index(label) for label in places))
+    moving = _permute(graph, moving, order)
+    sizes = tuple(int(static_shape(kernel.shape)[kernel_labels.index(label)]) for label in inside)
+    low, high = [0] * moving.ndim, [0] * moving.ndim
+    for axis, (extent, size, stride, dilation) in enumerate(
+        zip(extents, sizes, strides, dilations, strict=True), len(lead)
+    ):
+        moving = _spread(graph, moving, axis, stride)
+        low[axis] = dilation * (size - 1)
+        high[axis] = int(extent) - static_shape(moving.shape)[axis]
+    windows = graph.add(OPS["window"], (_pad(graph, moving, low, high),), (sizes, (1,) * rank, dilations))
+    reverse = tuple(k for k, label in enumerate(kernel_labels) if label in inside)
+    kernel = graph.add(OPS["flip"], (kernel,), (reverse,))
+    labels = "".join(moving_labels[k] for k in order) + inside
+    return graph.add(OPS["contract"], (windows, kernel), (labels, kernel_labels, out[:-rank]))
+
+
+def _by_axes(graph: Graph, node: Node, x: Node) -> Node:
+    """One axis of windows after the other: as many terms as the sum of the sizes, not as their product."""
+    extents, strides, dilations = node.attrs
+    rank = len(extents)
+    for k in reversed(range(rank)):
+        # The axes of places 0 … k and of sizes 0 … k are left, and behind them the axes that are done.
+        done = rank - 1 - k
+        inside = x.ndim - done - 1
+        x = _one_axis(graph, x, inside - k - 1, inside, int(extents[k]), strides[k], dilations[k])
+        # The finished axis stands where the places were: behind the sizes that are left, before the finished ones.
+        place = inside - k - 1
+        order = [a for a in range(x.ndim) if a != place]
+        order.insert(x.ndim - done - 1, place)
+        x = _permute(graph, x, order)
+    return x
+
+
+def _one_axis(graph: Graph, x: Node, places: int, inside: int, extent: int, stride: int, dilation: int) -> Node:
+    """The sum over one axis of windows; `inside` goes, `places` becomes the folded axis."""
+    size = static_shape(x.shape)[inside]
+    parts: list[Node] = []
+    if dilation > 1 or stride == 1:
+        for tap in range(size):
+            part = _spread(graph, _tap(graph, x, inside, tap), places, stride)
+            parts.append(_put(graph, part, places, dilation * tap, extent))
+        return _sum(graph, parts)
+    # Windows cut into blocks as long as the stride: blocks of one number lie side by side.
+    x = _pad(graph, x, [0] * x.ndim, [-size % stride if a == inside else 0 for a in range(x.ndim)])
+    for start in range(0, size, stride):
+        block = _cut(graph, x, inside, start, start + stride)
+        order = [a for a in range(x.ndim) if a != inside]
+        order.insert(places + 1, inside)
+        block = _permute(graph, block, order)
+        shape = static_shape(block.shape)
+        joined = (*shape[:places], shape[places] * stride, *shape[places + 2 :])
+        parts.append(_put(graph, graph.add(OPS["reshape"], (block,), (joined,)), places, start, extent))
+    return _sum(graph, parts)
+
+
+def _put(graph: Graph, x: Node, axis: int, start: int, extent: int) -> Node:
+    """The elements from a place on along an axis of this extent, with zeros around; what is beyond is zero and goes."""
+    x = _cut(graph, x, axis, 0, min(static_shape(x.shape)[axis], extent - start))
+    high = extent - start - static_shape(x.shape)[axis]
+    return _pad(
+        graph,
+        x,
+        [start if a == axis else 0 for a in range(x.ndim)],
+        [high if a == axis else 0 for a in range(x.ndim)],
+    )
+
+
+def _tap(graph: Graph, x: Node, axis: int, place: int) -> Node:
+    x = _cut(graph, x, axis, place, place + 1)
+    return graph.add(OPS["reshape"], (x,), (x.shape[:axis] + x.shape[axis + 1 :],))
+
+
+def _spread(graph: Graph, x: Node, axis: int, stride: int) -> Node:
+    """The elements along an axis with stride - 1 zeros between neighbors."""
+    shape = static_shape(x.shape)
+    if stride == 1 or shape[axis] == 1:
+        return x
+    apart = graph.add(OPS["reshape"], (x,), ((*shape[: axis + 1], 1, *shape[axis + 1 :]),))
+    apart = _pad(graph, apart, [0] * apart.ndim, [stride - 1 if a == axis + 1 else 0 for a in range(apart.ndim)])
+    whole = graph.add(OPS["reshape"], (apart,), ((*shape[:axis], shape[axis] * stride, *shape[axis + 1 :]),))
+    return _cut(graph, whole, axis, 0, (shape[axis] - 1) * stride + 1)
+
+
+def _permute(graph: Graph, x: Node, order: Sequence[int]) -> Node:
+    return x if list(order) == list(range(x.ndim)) else graph.add(OPS["permute"], (x,), (tuple(order),))
+
+
+def _cut(graph: Graph, x: Node, axis: int, start: int, stop: int) -> Node:
+    shape = static_shape(x.shape)
+    if (start, stop) == (0, shape[axis]):
+        return x
+    starts = tuple(start if a == axis else 0 for a in range(x.ndim))
+    stops = tuple(stop if a == axis else d for a, d in enumerate(shape))
+    return graph.add(OPS["slice"], (x,), (starts, stops, (1,) * x.ndim))
+
+
+def _pad(graph: Graph, x: Node, low: Sequence[Extent], high: Sequence[Extent]) -> Node:
+    if not any(low) and not any(high):
+        return x
+    return graph.add(OPS["pad"], (x,), (tuple(low), tuple(high), Literal(np.zeros((), x.dtype.np))))
