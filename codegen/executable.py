@@ -12,8 +12,9 @@ import numpy as np
 from codegen import threads
 from codegen.driver import BARRIER, GUARD
 from codegen.plan import MemoryPlan, Work
-from symgrad.graph import Node, aligned_copy
+from symgrad.graph import Node
 from symgrad.program import Program
+from symgrad.storage import aligned_copy
 
 if TYPE_CHECKING:
     from symgrad.types import Array

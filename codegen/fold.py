@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from symgrad.graph import Graph, Literal, Node
+from symgrad.graph import Graph, Node
 from symgrad.opdef import OPS
+from symgrad.storage import Literal
 from symgrad.types import Extent, static_shape
 
 # A sum of more terms than this is folded as a whole: each term alone costs a pass over the result.

@@ -11,8 +11,9 @@ from codegen.affine import linearize, variable
 from codegen.loop import Body, Buffer, Index, Let, Load, Space, Stmt, Within
 from symgrad import types
 from symgrad.errors import CompileError
-from symgrad.graph import Literal, Node, describe
+from symgrad.graph import Node, describe
 from symgrad.opdef import Kind
+from symgrad.storage import Literal
 from symgrad.types import DType, static_shape
 
 

@@ -14,9 +14,10 @@ import symgrad.ops  # noqa: F401  # pyright: ignore[reportUnusedImport] fills th
 from symgrad.container import from_little_endian, parse_json
 from symgrad.encode import FORMAT, MAX_DIM_ATOMS, Json, attr_form, dim_cost
 from symgrad.errors import FileLoc, FormatError, SymgradError
-from symgrad.graph import DEFAULT_REWRITES, NAMED, STATEFUL, Graph, Literal, Node, Origin, Storage
+from symgrad.graph import DEFAULT_REWRITES, NAMED, STATEFUL, Graph, Node, Origin
 from symgrad.opdef import OPS
 from symgrad.program import Program
+from symgrad.storage import Literal, Storage
 from symgrad.types import (
     DTYPES,
     Atom,

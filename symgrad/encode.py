@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from symgrad.container import little_endian
 from symgrad.errors import FileLoc, FormatError
-from symgrad.graph import STATEFUL, Literal, Node, Place, ancestors
+from symgrad.graph import STATEFUL, Node, Place, ancestors
 from symgrad.program import Program
+from symgrad.storage import Literal
 from symgrad.types import Atom, Dim, Extent, Quotient, Type
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from symgrad.graph import Attrs, Graph, Literal, Node
+from symgrad.graph import Attrs, Graph, Node
 from symgrad.opdef import OPS, Kind, OpDef
 from symgrad.ops.build import apply, constant_like, reshape_to
 from symgrad.rules import Computed, full, uniform_array
+from symgrad.storage import Literal
 from symgrad.types import Type, static_shape
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ import numpy as np
 
 from symgrad.errors import GradientError, GraphError
 from symgrad.graph import Graph, Node, Origin, ancestors, describe
-from symgrad.graph import Literal as Value
 from symgrad.opdef import OPS, Kind, OpDef
 from symgrad.ops.build import uniform_value
 from symgrad.ops.control import carriers, custom_jvp
 from symgrad.rules import full
+from symgrad.storage import Literal as Value
 from symgrad.types import Type
 
 Disconnected: TypeAlias = Literal["zero", "none", "raise"]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import sys
-import threading
-import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +15,7 @@ from symgrad import types
 from symgrad.errors import DTypeError, FileLoc, GraphError, Loc, ShapeError, SymgradError, user_loc
 from symgrad.opdef import OPS, OpDef
 from symgrad.printer import nodes_text
+from symgrad.storage import Literal, Storage, graph_lock
 from symgrad.types import DType, Extent, Shape, Type, as_dtype
 
 if TYPE_CHECKING:
@@ -28,90 +26,6 @@ if TYPE_CHECKING:
 Attrs: TypeAlias = tuple[Any, ...]
 Place: TypeAlias = Loc | FileLoc
 Rewrite: TypeAlias = "Callable[[Graph, tuple[Node, ...], Attrs], Node | None]"
-
-
-class Literal:
-    """An immutable array used as an attribute. Two are equal when dtype, shape and every bit are."""
-
-    __slots__ = ("_hash", "array")
-    array: Array
-
-    def __init__(self, value: Array) -> None:
-        array = np.array(value, copy=True, order="C")
-        array.flags.writeable = False
-        self.array = array
-        self._hash = hash((array.dtype.str, array.shape, array.tobytes()))
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Literal):
-            return False
-        a, b = self.array, other.array
-        return self._hash == other._hash and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-
-    def __str__(self) -> str:
-        if self.array.ndim == 0:
-            return repr(self.array.item())
-        return f"{self.array.dtype}{list(self.array.shape)}"
-
-    __repr__ = __str__
-
-
-# Locks of graphs alive. A fork waits for calls in flight, so that the child finds states whole and locks free.
-_locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
-_held_for_fork: list[threading.RLock] = []
-_locks_guard = threading.Lock()
-
-
-def _before_fork() -> None:
-    _locks_guard.acquire()
-    for lock in list(_locks):
-        lock.acquire()
-        _held_for_fork.append(lock)
-
-
-def _after_fork() -> None:
-    while _held_for_fork:
-        _held_for_fork.pop().release()
-    _locks_guard.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
-
-
-class Storage:
-    """The value of a param or state, shared by every function compiled over its graph.
-
-    The array never moves: compiled functions keep its address. Access holds the graph's lock.
-    """
-
-    __slots__ = ("array", "lock")
-    array: Array
-
-    def __init__(self, value: Array, lock: threading.RLock) -> None:
-        self.array = aligned_copy(value)
-        self.lock = lock
-
-    def read(self) -> Array:
-        with self.lock:
-            return self.array.copy()
-
-    def write(self, value: Array) -> None:
-        with self.lock:
-            self.array[...] = value
-
-
-def aligned_copy(value: Array, alignment: int = 64) -> Array:
-    """A C-contiguous copy in native byte order whose first byte is aligned for vector loads."""
-    dtype = value.dtype.newbyteorder("=")
-    raw = np.empty(value.size * dtype.itemsize + alignment, np.uint8)
-    start = -raw.ctypes.data % alignment
-    array = raw[start : start + value.size * dtype.itemsize].view(dtype).reshape(value.shape)
-    array[...] = value
-    return array
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,9 +274,7 @@ class Graph:
     def __init__(self, *, rules: Mapping[str, Sequence[Rewrite]] | None = None, seed: int = 0) -> None:
         self.nodes: list[Node] = []
         self.storage: dict[str, Storage] = {}
-        self.lock = threading.RLock()
-        with _locks_guard:
-            _locks.add(self.lock)
+        self.lock = graph_lock()
         self.seed = seed
         self.origin: Origin | None = None
         self.opaque = sys.maxsize

@@ -12,7 +12,6 @@ from symgrad.bind import bind_attr, bind_shape
 from symgrad.contract_forms import contract_forms
 from symgrad.errors import ShapeError, SymgradError
 from symgrad.graph import Graph, Node, describe
-from symgrad.graph import Literal as Value
 from symgrad.opdef import OPS
 from symgrad.ops.control import readers
 from symgrad.passes import Pass, run
@@ -20,6 +19,7 @@ from symgrad.program import Program
 from symgrad.rulebook import choose_rules
 from symgrad.settings import Settings
 from symgrad.simplify import Copies, Rules, again, inline_calls, simplify, sweep
+from symgrad.storage import Literal as Value
 from symgrad.types import Dim, Type
 
 Phase: TypeAlias = Literal["train", "infer"]

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 import numpy as np
 
 from symgrad.errors import GraphError
-from symgrad.graph import NAMED, STATEFUL, Graph, Node, Origin, Storage, ancestors, describe
-from symgrad.graph import Literal as Values
+from symgrad.graph import NAMED, STATEFUL, Graph, Node, Origin, ancestors, describe
 from symgrad.opdef import OPS, Kind
 from symgrad.ops.control import inline, readers
 from symgrad.program import Program
 from symgrad.random import RANDOM_STEP, random_updates
+from symgrad.storage import Literal as Values
+from symgrad.storage import Storage
 from symgrad.types import Dim, Type
 
 if TYPE_CHECKING:

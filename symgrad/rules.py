@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from symgrad.graph import Attrs, Graph, Literal, Node, Rewrite
+from symgrad.graph import Attrs, Graph, Node, Rewrite
 from symgrad.opdef import OPS, OpDef
+from symgrad.storage import Literal
 from symgrad.types import DType, Shape
 
 if TYPE_CHECKING:

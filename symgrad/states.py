@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from symgrad.errors import GraphError
-from symgrad.graph import Graph, Node, Storage, describe
+from symgrad.graph import Graph, Node, describe
 from symgrad.opdef import OPS
+from symgrad.storage import Storage
 from symgrad.types import Type, as_dtype
 
 if TYPE_CHECKING:

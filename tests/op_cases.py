@@ -15,11 +15,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from symgrad.graph import Graph, Literal, Node
+from symgrad.graph import Graph, Node
 from symgrad.opdef import OPS, Kind
 from symgrad.operators import apply, broadcast_to
 from symgrad.ops.build import source
 from symgrad.program import Program
+from symgrad.storage import Literal
 from symgrad.types import DTYPES, DType, bool_, float32, float64, int8, int32, int64, joint_shape, uint8, uint32
 
 Array: TypeAlias = np.ndarray

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import symgrad as sg
-from symgrad.graph import Literal, attr_key
+from symgrad.graph import attr_key
 from symgrad.opdef import OPS
+from symgrad.storage import Literal
 
 
 def graph() -> tuple[sg.Graph, sg.Node, sg.Node]:

@@ -15,7 +15,7 @@ import symgrad.functions as sg
 from symgrad.errors import GraphError, ShapeError
 from symgrad.evaluate import evaluate
 from symgrad.grad import grad
-from symgrad.graph import DEFAULT_REWRITES, Graph, Literal, Node
+from symgrad.graph import DEFAULT_REWRITES, Graph, Node
 from symgrad.opdef import OPS, Kind
 from symgrad.ops.build import apply
 from symgrad.optimize import optimize, select_phase, specialize
@@ -37,6 +37,7 @@ from symgrad.rules import (
 from symgrad.settings import Settings, read_settings
 from symgrad.simplify import simplify
 from symgrad.stabilize import OPTIONAL, STABILIZING
+from symgrad.storage import Literal
 from symgrad.types import DTYPES, DType, as_dtype, dtype_named
 from symgrad.verify import verify
 

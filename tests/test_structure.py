@@ -31,7 +31,7 @@ LAYERS = (
     ("types",),
     ("errors",),
     ("opdef",),
-    ("printer", "graph"),
+    ("printer", "storage", "graph"),
     ("program", "states"),
     ("ops", "ops.*"),
     ("operators",),
@@ -43,7 +43,7 @@ LATE = {
     ("symgrad.ops.control", "symgrad.evaluate"),  # the meaning of a call is the evaluation of its program
     ("symgrad.ops.control", "symgrad.grad"),  # its derivative is that of its program
 }
-FROM_SYMGRAD = {"types", "errors", "opdef", "graph", "program"}
+FROM_SYMGRAD = {"types", "errors", "opdef", "storage", "graph", "program"}
 # symgrad.function reads the addresses of arrays at every call, where NumPy's own way costs ten times as much.
 CTYPES = {
     "codegen.jit", "codegen.threads", "codegen.cuda", "codegen.executable", "symgrad.function",

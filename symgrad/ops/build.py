@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from symgrad.graph import Graph, Literal, Node
+from symgrad.graph import Graph, Node
 from symgrad.opdef import OPS
+from symgrad.storage import Literal
 from symgrad.types import DType, Extent, Shape
 
 if TYPE_CHECKING:

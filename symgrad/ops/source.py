@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from symgrad.errors import DTypeError, ShapeError
-from symgrad.graph import Literal, Node
+from symgrad.graph import Node
 from symgrad.opdef import Kind, defop
+from symgrad.storage import Literal
 from symgrad.types import DType, Extent, Shape, Type, as_dtype, int64
 
 if TYPE_CHECKING:

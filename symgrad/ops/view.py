@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from symgrad.errors import DTypeError, ShapeError
-from symgrad.graph import Literal, Node
+from symgrad.graph import Node
 from symgrad.opdef import Kind, defop
 from symgrad.ops.build import apply, inverse_order, pad_axis, permute_to, reshape_to, scalar_literal, slice_axis
 from symgrad.ops.references import flipped_values, joined_values, sliced_values
+from symgrad.storage import Literal
 from symgrad.types import Dim, Extent, Shape, Type, as_dtype, size_of
 
 if TYPE_CHECKING:

@@ -38,8 +38,8 @@ from codegen.loop import (
 from codegen.loop_verify import highest, verify
 from codegen.steps import tile_quotient, tile_remainder
 from symgrad.errors import CompileError
-from symgrad.graph import Literal
 from symgrad.opdef import OPS, Kind
+from symgrad.storage import Literal
 from symgrad.types import bool_, float32, float64, int32, int64
 
 ROWS = [(name, dtype) for name in CASES for dtype in ((float32, float64) if name in TYPED else (float32,))]
