@@ -9,6 +9,7 @@ f = sg.compile([x], sg.grad(sg.sum(sg.tanh(x)), x))
 
 from symgrad import init, nn, optim, random
 from symgrad.api import compile
+from symgrad.composites import *
 from symgrad.custom import custom_gradient, grad_clip, grad_scale, on_gradient
 from symgrad.errors import (
     CompileError,

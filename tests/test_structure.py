@@ -36,6 +36,7 @@ LAYERS = (
     ("ops", "ops.*"),
     ("operators",),
     ("shaping", "contraction", "creation", "indexing", "functions"),
+    ("composites",),
 )
 # Imports inside functions that go up or around: each is the one way a cycle of meaning is broken.
 LATE = {
