@@ -163,3 +163,13 @@ def test_no_numbers_at_the_end_of_long_reductions():
         got = run_poisoned(function(Program(graph, (x,), tuple(outputs)), workers=workers), [array])
         assert all(np.isnan(got[k]) for k in (0, 1, 2, 5))
         assert [int(g) for g in got[3:5]] == [100_002, 100_002]
+
+
+def test_short_rows_of_saturated_integers_stay_in_their_row():
+    """The last, short block of a row writes nothing into the next row, also when it narrows integers."""
+    g = sg.Graph()
+    x = g.input("x", (4, 65), sg.int64)
+    y = g.input("y", (4, 65), sg.int64)
+    f = sg.compile([x, y], [sg.astype(x, sg.int32), sg.bitwise_xor(x, y)[:, ::-1]])
+    value = np.arange(260).reshape(4, 65)
+    np.testing.assert_array_equal(f(value, value * 3)[0], value)
