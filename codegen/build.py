@@ -73,7 +73,7 @@ def build(
     program = prepare(program)
     works = _works(program, target, tell)
     clock.lap("lower", f"{len(works)} kernels")
-    works, memory, standing = _place(program, works)
+    works, memory, standing = _place(program, works, target)
     if verify:
         check(works, memory, standing)
         for work in works:
@@ -168,9 +168,8 @@ def copy_kernel(dtype: DType, size: int, target: Target) -> Kernel:
     return schedule(kernel, Anchor.MAP, target)[0].kernel
 
 
-def _place(program: Program, works: list[Work]) -> tuple[list[Work], MemoryPlan, list[str]]:
+def _place(program: Program, works: list[Work], target: Target) -> tuple[list[Work], MemoryPlan, list[str]]:
     """Give values their homes: outputs and states in place where nothing is lost by it, else through a copy."""
-    target = jit.host_target()
     fixed: dict[str, Place] = {}
     standing: list[str] = []
     for node in (*program.inputs, *program.states, *(n for n in program.nodes if n.op.name == "const" and n.ndim)):
