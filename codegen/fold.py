@@ -15,6 +15,28 @@ from symgrad.types import Extent, static_shape
 TERMS = 8
 
 
+def is_products(node: Node) -> bool:
+    """Whether a fold is a sum of contractions and nothing else: then no part of it but what is wanted is computed."""
+    rank = len(node.attrs[0])
+    return all(_factors(term, rank) is not None for term in _terms(node.inputs[0]))
+
+
+def cut_fold(graph: Graph, cut: Node, copy_of: Mapping[int, Node]) -> Node:
+    """A slice of a fold that `is_products`, without what lies outside of it."""
+    fold = cut.inputs[0]
+    rank = len(fold.attrs[0])
+    starts, stops, steps = cut.attrs
+    lead = fold.ndim - rank
+    terms = _terms(fold.inputs[0])
+    spans = tuple(zip(starts[lead:], stops[lead:], strict=True))
+    whole = _sum(graph, [_contraction(graph, fold, term, copy_of, spans) for term in terms])
+    starts = (*starts[:lead], *(0,) * rank)
+    stops = (*stops[:lead], *static_shape(whole.shape)[lead:])
+    if not any(starts) and stops == whole.shape and steps == (1,) * fold.ndim:
+        return whole
+    return graph.add(OPS["slice"], (whole,), (starts, stops, steps))
+
+
 def fold_node(graph: Graph, node: Node, copy_of: Mapping[int, Node]) -> Node:
     """A fold in a new graph, from the copies of its operands.
 
@@ -28,7 +50,8 @@ def fold_node(graph: Graph, node: Node, copy_of: Mapping[int, Node]) -> Node:
     products = [t for t in terms if _factors(t, rank) is not None]
     if not products:
         return _by_axes(graph, node, copy_of[node.inputs[0].id])
-    parts = [_contraction(graph, node, t, copy_of) for t in products]
+    spans = tuple((0, int(extent)) for extent in node.attrs[0])
+    parts = [_contraction(graph, node, t, copy_of, spans) for t in products]
     rest = [copy_of[t.id] for t in terms if _factors(t, rank) is None]
     if rest:
         parts.append(_by_axes(graph, node, _sum(graph, rest)))
@@ -66,9 +89,12 @@ def _factors(term: Node, rank: int) -> tuple[int, int] | None:
     return None
 
 
-def _contraction(graph: Graph, node: Node, term: Node, copy_of: Mapping[int, Node]) -> Node:
-    extents, strides, dilations = node.attrs
-    rank = len(extents)
+def _contraction(
+    graph: Graph, node: Node, term: Node, copy_of: Mapping[int, Node], spans: Sequence[tuple[int, int]]
+) -> Node:
+    """The part of a folded contraction that lies in the spans of its axes."""
+    _, strides, dilations = node.attrs
+    rank = len(strides)
     factors = _factors(term, rank)
     assert factors is not None
     moving_labels, kernel_labels = (str(term.attrs[k]) for k in factors)
@@ -80,12 +106,14 @@ def _contraction(graph: Graph, node: Node, term: Node, copy_of: Mapping[int, Nod
     moving = _permute(graph, moving, order)
     sizes = tuple(int(static_shape(kernel.shape)[kernel_labels.index(label)]) for label in inside)
     low, high = [0] * moving.ndim, [0] * moving.ndim
-    for axis, (extent, size, stride, dilation) in enumerate(
-        zip(extents, sizes, strides, dilations, strict=True), len(lead)
+    for axis, ((start, stop), size, stride, dilation) in enumerate(
+        zip(spans, sizes, strides, dilations, strict=True), len(lead)
     ):
         moving = _spread(graph, moving, axis, stride)
-        low[axis] = dilation * (size - 1)
-        high[axis] = int(extent) - static_shape(moving.shape)[axis]
+        extent = static_shape(moving.shape)[axis]
+        reach = dilation * (size - 1)
+        moving = _cut(graph, moving, axis, max(start - reach, 0), min(stop, extent))
+        low[axis], high[axis] = max(reach - start, 0), max(stop - extent, 0)
     windows = graph.add(OPS["window"], (_pad(graph, moving, low, high),), (sizes, (1,) * rank, dilations))
     reverse = tuple(k for k, label in enumerate(kernel_labels) if label in inside)
     kernel = graph.add(OPS["flip"], (kernel,), (reverse,))
@@ -97,6 +125,8 @@ def _by_axes(graph: Graph, node: Node, x: Node) -> Node:
     """One axis of windows after the other: as many terms as the sum of the sizes, not as their product."""
     extents, strides, dilations = node.attrs
     rank = len(extents)
+    if dilations == (1,) * rank and static_shape(x.shape)[x.ndim - rank :] == strides:
+        return _side_by_side(graph, x, tuple(map(int, extents)))
     for k in reversed(range(rank)):
         # The axes of places 0 … k and of sizes 0 … k are left, and behind them the axes that are done.
         done = rank - 1 - k
@@ -108,6 +138,17 @@ def _by_axes(graph: Graph, node: Node, x: Node) -> Node:
         order.insert(x.ndim - done - 1, place)
         x = _permute(graph, x, order)
     return x
+
+
+def _side_by_side(graph: Graph, x: Node, extents: tuple[int, ...]) -> Node:
+    """Windows without gaps and overlaps: their elements in the order of the axes, and zeros behind the last window."""
+    rank = len(extents)
+    lead = x.ndim - 2 * rank
+    order = [*range(lead), *(axis for k in range(rank) for axis in (lead + k, lead + rank + k))]
+    shape = static_shape(x.shape)
+    covered = tuple(shape[lead + k] * shape[lead + rank + k] for k in range(rank))
+    whole = graph.add(OPS["reshape"], (_permute(graph, x, order),), ((*shape[:lead], *covered),))
+    return _pad(graph, whole, [0] * whole.ndim, [0] * lead + [e - c for e, c in zip(extents, covered, strict=True)])
 
 
 def _one_axis(graph: Graph, x: Node, places: int, inside: int, extent: int, stride: int, dilation: int) -> Node:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from codegen.access import is_leaf, reads_same_point
+from codegen.access import SCATTERS, is_leaf, reads_same_point
 from codegen.costs import COSTS
 from symgrad.graph import Node
 from symgrad.opdef import Kind
@@ -22,11 +22,14 @@ class Anchor(enum.Enum):
     ROWS = "rows"  # reductions over the same axes of one domain, with what happens before, between and after
     CONTRACT = "contract"  # one contraction and what happens to its result
     SCATTER = "scatter"  # updates of one array at indices from data
+    SCAN = "scan"  # running values along one axis, from its start
+    SCAN_BACK = "scan back"  # running values along one axis, from its end
+    SORT = "sort"  # elements put in order along one axis
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Nodes computed by one kernel over `domain`, of which `axes` are reduced. `outputs` are stored."""
+    """Nodes computed by one kernel over `domain`, of which `axes` are reduced or scanned. `outputs` are stored."""
 
     anchor: Anchor
     domain: tuple[int, ...]
@@ -36,6 +39,9 @@ class Group:
 
 
 Loops: TypeAlias = tuple[Anchor, tuple[int, ...], tuple[int, ...]]
+
+SCANS = (Anchor.SCAN, Anchor.SCAN_BACK)
+SORTS = ("argsort", "sort")
 
 RECOMPUTE_LIMIT = 12
 INLINE_LIMIT = 400
@@ -78,9 +84,13 @@ class _Partition:
         """The nodes that are values of a kernel: anchors, roots and what is too dear to compute in every reader."""
         stored = set(self.roots) | forced
         for node in self.nodes:
-            if node.op.kind is Kind.REDUCE or node.op.kind is Kind.CONTRACT or node.op.name == "scatter_add":
+            if node.op.kind in (Kind.REDUCE, Kind.CONTRACT, Kind.SCAN) or node.op.name in SCATTERS:
                 stored.add(node.id)
-            if node.op.kind is Kind.CONTRACT or node.op.name == "scatter_add":
+            if node.op.name in SORTS:
+                stored.add(node.id)
+            if node.op.name == "searchsorted" and not is_leaf(node.inputs[0]):
+                stored.add(node.inputs[0].id)
+            if node.op.kind is Kind.CONTRACT or node.op.name in SCATTERS:
                 stored |= {_through_views(i).id for i in node.inputs if not _is_free(_through_views(i))}
         weight: dict[int, int] = {}
         for node in self.nodes:
@@ -90,7 +100,8 @@ class _Partition:
             total = self.cost[node.id] = COSTS.get(node.op.name, 1) + sum(weight[i.id] for i in node.inputs)
             weight[node.id] = total if node.op.kind is Kind.POINTWISE else total - 1
             readers = {r.id for r in self.readers[node.id]}
-            shared = len(readers) > 1 and total > RECOMPUTE_LIMIT and node.op.kind is Kind.POINTWISE
+            searches = node.op.name == "searchsorted"
+            shared = len(readers) > 1 and total > RECOMPUTE_LIMIT and (node.op.kind is Kind.POINTWISE or searches)
             if shared or total > INLINE_LIMIT or self._spreads(node, total):
                 stored.add(node.id)
             if node.id in stored:
@@ -98,10 +109,20 @@ class _Partition:
         return stored
 
     def _spreads(self, node: Node, total: int) -> bool:
-        """Whether a reader would evaluate a dear node several times per element: it broadcasts or indexes it."""
+        """Whether a reader would evaluate a dear node several times per element, or one element at a time.
+
+        The former broadcasts or indexes it, the latter scans the axis that neighbors lie along.
+        """
         if total <= RECOMPUTE_LIMIT or node.op.kind is not Kind.POINTWISE:
             return False
-        return any(r.op.name in ("broadcast", "take") for r in self.readers[node.id])
+        stack = list(self.readers[node.id])
+        while stack:
+            reader = stack.pop()
+            if reader.op.name in ("broadcast", "take") or _scans_neighbors(reader):
+                return True
+            if reader.op.kind is Kind.VIEW:
+                stack += self.readers[reader.id]
+        return False
 
     def groups(self) -> tuple[Group, ...]:
         for node in self.nodes:
@@ -122,8 +143,20 @@ class _Partition:
                 self.shape[other] = joint
                 self._merge(other, own)
                 return
-        if shape[0] is Anchor.MAP or shape[0] is Anchor.ROWS:
+        if shape[0] in (Anchor.MAP, Anchor.ROWS, *SCANS):
             self._join_sibling(own, sources, producers)
+        if shape[0] is Anchor.SORT:
+            self._join_same_order(node)
+
+    def _join_same_order(self, node: Node) -> None:
+        """Put the order of elements and the elements in that order into one cluster."""
+        own = node.id
+        for other in sorted(self.members):
+            first = self.members[other][0]
+            same = first.op.name in SORTS and first.inputs == node.inputs and first.attrs == node.attrs
+            if same and other != own and not self._reaches_around(other, own) and not self._reaches_around(own, other):
+                self._merge(other, own)
+                return
 
     def _join_sibling(self, own: int, sources: tuple[Node, ...], producers: Sequence[int]) -> None:
         """Share loops with a cluster of the same shape that reads the same stored values and computes none of them."""
@@ -177,8 +210,18 @@ class _Partition:
                 return None
             joint = (Anchor.ROWS, own_domain, own_axes)
             return joint if self._same_point(node, inside, own_domain, own_axes) else None
-        if own_anchor is not Anchor.MAP or anchor is Anchor.SCATTER:
+        if own_anchor in SCANS:
+            fits = own_domain == domain and (anchor is Anchor.MAP or loops == _loops(node))
+            if not fits or (anchor is Anchor.MAP and self._is_slow(self.cost[other], node)):
+                return None
+            return _loops(node) if self._same_point(node, inside, own_domain, ()) else None
+        if own_anchor is not Anchor.MAP or anchor in (Anchor.SCATTER, Anchor.SORT):
             return None
+        if anchor in SCANS:
+            scan = next(m for m in self.members[other] if m.op.kind is Kind.SCAN)
+            if point_shape(own_domain) != point_shape(domain) or self._is_slow(self.cost[node.id], scan):
+                return None
+            return loops if self._same_point(node, inside, domain, ()) else None
         shape = point_shape(own_domain)
         rows = point_shape([d for k, d in enumerate(domain) if k not in axes])
         if anchor is not Anchor.ROWS:
@@ -188,6 +231,10 @@ class _Partition:
         else:
             fits = shape == rows
         return loops if fits and self._same_point(node, inside, domain, axes) else None
+
+    def _is_slow(self, cost: int, scan: Node) -> bool:
+        """Whether work is too much to be done one element at a time in the loop of a scan."""
+        return cost > RECOMPUTE_LIMIT and _scans_neighbors(scan)
 
     def _same_point(
         self,
@@ -254,15 +301,25 @@ def _is_trailing(axes: tuple[int, ...], domain: tuple[int, ...]) -> bool:
 def _loops(node: Node) -> Loops:
     """The loops a node needs when it stands alone."""
     shape = static_shape(node.shape)
-    if node.op.name == "scatter_add":
+    if node.op.name in SCATTERS:
         return Anchor.SCATTER, shape, ()
+    if node.op.name in SORTS:
+        return Anchor.SORT, shape, ()
     if node.op.kind is Kind.CONTRACT:
         return Anchor.CONTRACT, shape, ()
+    if node.op.kind is Kind.SCAN:
+        axis, step = node.attrs
+        return (Anchor.SCAN if step == 1 else Anchor.SCAN_BACK), shape, (axis,)
     if node.op.kind is not Kind.REDUCE:
         return Anchor.MAP, shape, ()
     reduced: tuple[int, ...] | int = node.attrs[0]
     axes = (reduced,) if isinstance(reduced, int) else reduced
     return Anchor.ROWS, static_shape(node.inputs[0].shape), axes
+
+
+def _scans_neighbors(node: Node) -> bool:
+    """Whether a node scans the axis that neighbors in memory lie along, so that no lanes can run side by side."""
+    return node.op.kind is Kind.SCAN and all(d == 1 for d in node.shape[node.attrs[0] + 1 :])
 
 
 def _through_views(node: Node) -> Node:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from codegen.fold import fold_node
+import itertools
+import math
+import string
+
+from codegen.fold import cut_fold, fold_node, is_products
 from symgrad.graph import Graph, Node, Origin
 from symgrad.opdef import OPS, Kind
 from symgrad.program import Program
-from symgrad.types import size_of, static_shape
+from symgrad.types import size_of, static_shape, static_size
 
 # A reduction with fewer results than this has too little to share among workers; with more elements than this per
 # result its sum is a sum of sums. Both depend on shapes alone, and so does the order of additions.
 FEW_RESULTS = 64
 LONG = 8192
 CHUNK = 2048
-# Combining partial results takes the same operator again.
-_SPLITS = frozenset(("sum", "prod", "max", "min", "any", "all"))
+# Elements of the operands of one part of a long contraction.
+BLOCK = 1 << 17
+# Combining partial results takes the same operator again: for two values, this pointwise one.
+_PAIRWISE = {
+    "sum": "add", "prod": "multiply", "max": "maximum", "min": "minimum", "any": "logical_or", "all": "logical_and",
+}  # fmt: skip
+# Elements of a window that are combined one by one, with neighboring windows in the lanes.
+TAPS = 16
 
 
 def prepare(program: Program) -> Program:
@@ -26,14 +36,17 @@ def prepare(program: Program) -> Program:
         return program
     graph = Graph(rules={}, seed=program.graph.seed)
     copy_of: dict[int, Node] = {}
+    cuts = _cuts(program)
+    cut_away = {cut.inputs[0].id for cut in cuts.values()}
     for node in _with_inputs(program):
+        if node.id in cut_away:
+            continue
         graph.origin = Origin(node.loc, node.scope, None, node.order)
-        inputs = tuple(copy_of[i.id] for i in node.inputs)
-        if node.op.name == "fold":
-            made = fold_node(graph, node, copy_of)
+        if node.id in cuts or node.op.name == "fold":
+            made = cut_fold(graph, node, copy_of) if node.id in cuts else fold_node(graph, node, copy_of)
             copy_of[node.id] = _make(graph, made, made.inputs) if made.op.kind is Kind.CONTRACT else made
         else:
-            copy_of[node.id] = _make(graph, node, inputs)
+            copy_of[node.id] = _make(graph, node, tuple(copy_of[i.id] for i in node.inputs))
         if node.name is not None:
             graph.adopt(node.name, copy_of[node.id], program.graph.storage.get(node.name))
     graph.origin = None
@@ -53,10 +66,37 @@ def _with_inputs(program: Program) -> list[Node]:
     return [found[k] for k in sorted(found)]
 
 
+def _cuts(program: Program) -> dict[int, Node]:
+    """The slices that are all that is read of a fold."""
+    readers: dict[int, list[Node]] = {}
+    for node in program.nodes:
+        if node.op.name == "fold" and is_products(node):
+            readers[node.id] = []
+        for source in node.inputs:
+            if source.id in readers:
+                readers[source.id].append(node)
+    roots = {n.id for n in program.roots}
+    return {
+        found[0].id: found[0]
+        for fold, found in readers.items()
+        if fold not in roots and len(found) == 1 and _is_plain_cut(found[0])
+    }
+
+
+def _is_plain_cut(node: Node) -> bool:
+    """Whether a slice of a fold is not empty and leaves out no element between others along the folded axes."""
+    if node.op.name != "slice":
+        return False
+    rank = len(node.inputs[0].attrs[0])
+    return size_of(node.shape) != 0 and set(node.attrs[2][node.ndim - rank :]) == {1}
+
+
 def _needs(node: Node) -> bool:
     if node.op.kind is Kind.REDUCE:
-        return node.op.name in ("sum_to", "fold") or (node.op.name in _SPLITS and _is_long(node))
-    return node.op.kind is Kind.CONTRACT and _is_row_product(node)
+        return node.op.name in ("sum_to", "fold") or (
+            node.op.name in _PAIRWISE and (_is_long(node) or _is_over_windows(node))
+        )
+    return node.op.kind is Kind.CONTRACT and (_is_row_product(node) or _blocks(node) > 1)
 
 
 def _is_long(node: Node) -> bool:
@@ -71,13 +111,52 @@ def _is_long(node: Node) -> bool:
 
 
 def _make(graph: Graph, node: Node, inputs: tuple[Node, ...]) -> Node:
-    if node.op.kind is Kind.REDUCE and node.op.name in _SPLITS and _is_long(node):
-        return _two_stages(graph, node, inputs[0])
+    if node.op.kind is Kind.REDUCE and node.op.name in _PAIRWISE:
+        if _is_over_windows(node):
+            return _tap_by_tap(graph, node, inputs[0])
+        if _is_long(node):
+            return _two_stages(graph, node, inputs[0])
     if node.op.kind is Kind.CONTRACT and _is_row_product(node):
         return _product_and_sum(graph, node, inputs)
+    if node.op.kind is Kind.CONTRACT and (blocks := _blocks(node)) > 1:
+        return _in_blocks(graph, node, inputs, blocks)
     if node.op.name == "sum_to":
         return _sum_to(graph, node, inputs[0])
     return graph.add(node.op, inputs, node.attrs)
+
+
+def _is_over_windows(node: Node) -> bool:
+    """Whether a reduction runs over the places in small windows."""
+    axes: tuple[int, ...] = node.attrs[0]
+    source = node.inputs[0]
+    shape = static_shape(source.shape)
+    taps = math.prod(shape[axis] for axis in axes)
+    if not 1 < taps <= TAPS or 0 in shape:
+        return False
+    stack, seen = [source], {source.id}
+    while stack:
+        node = stack.pop()
+        if node.op.name == "window" and min(axes) >= node.ndim - len(node.attrs[0]):
+            return True
+        if node.op.kind is Kind.POINTWISE:
+            stack += [i for i in node.inputs if i.id not in seen]
+            seen.update(i.id for i in node.inputs)
+    return False
+
+
+def _tap_by_tap(graph: Graph, node: Node, source: Node) -> Node:
+    axes: tuple[int, ...] = node.attrs[0]
+    shape = static_shape(source.shape)
+    combine = OPS[_PAIRWISE[node.op.name]]
+    total: Node | None = None
+    for place in itertools.product(*(range(shape[axis]) for axis in axes)):
+        tap = source
+        for axis, k in zip(axes, place, strict=True):
+            tap = _cut(graph, tap, axis, k, k + 1)
+        tap = graph.add(OPS["reshape"], (tap,), (node.shape,))
+        total = tap if total is None else graph.add(combine, (total, tap))
+    assert total is not None
+    return total
 
 
 def _sum_to(graph: Graph, node: Node, source: Node) -> Node:
@@ -169,6 +248,45 @@ def _is_row_product(node: Node) -> bool:
     matrix, own = (left, own_left) if own_left else (right, own_right)
     # A matrix whose own labels run last is read along the lanes as it lies.
     return not own or matrix.index(own[-1]) < max(matrix.index(label) for label in summed if sizes[label] != 1)
+
+
+def _blocks(node: Node) -> int:
+    """Into how many parts of its first label the sum of a contraction is cut: so many that the operands fit a cache.
+
+    Only where the sum is long and the result small: each part has a result of its own.
+    """
+    left, _, out = node.attrs
+    summed = [label for label in left if label not in out]
+    if not summed or size_of(node.shape) == 0:
+        return 1
+    sizes = dict(zip(left, static_shape(node.inputs[0].shape), strict=True))
+    elements = sum(static_size(_base(i).shape) for i in node.inputs)
+    if elements < 2 * BLOCK or math.prod(sizes[label] for label in summed) < LONG:
+        return 1
+    extent = sizes[summed[0]]
+    blocks = next((b for b in range(2, extent + 1) if extent % b == 0 and elements <= b * BLOCK), extent)
+    return blocks if 4 * blocks * static_size(node.shape) <= elements else 1
+
+
+def _base(node: Node) -> Node:
+    """What a view looks at, when that is smaller."""
+    while node.op.kind is Kind.VIEW and len(node.inputs) == 1:
+        node = node.inputs[0]
+    return node
+
+
+def _in_blocks(graph: Graph, node: Node, inputs: tuple[Node, ...], blocks: int) -> Node:
+    """Partial sums over blocks of the first label, and their sum."""
+    left, right, out = (str(labels) for labels in node.attrs)
+    cut = next(label for label in left if label not in out)
+    block = next(c for c in string.ascii_letters if c not in left + right)
+    parts: list[Node] = []
+    for operand, labels in zip(inputs, (left, right), strict=True):
+        shape, axis = static_shape(operand.shape), labels.index(cut)
+        split = (*shape[:axis], blocks, shape[axis] // blocks, *shape[axis + 1 :])
+        parts.append(graph.add(OPS["reshape"], (operand,), (split,)))
+    attrs = (left.replace(cut, block + cut), right.replace(cut, block + cut), block + out)
+    return graph.add(OPS["sum"], (graph.add(node.op, tuple(parts), attrs),), ((0,),))
 
 
 def _product_and_sum(graph: Graph, node: Node, inputs: tuple[Node, ...]) -> Node:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 
 from codegen.costs import COSTS
@@ -30,6 +32,7 @@ class Tiling:
     """Which loops become the register tile, its size, and which factors are packed first."""
 
     rows: str | None
+    more: tuple[str, ...]  # further loops of the row factor, short enough to be in the tile as a whole
     columns: str
     row_tile: int
     vectors: int
@@ -48,7 +51,7 @@ def schedule_contract(kernel: Kernel, target: Target) -> list[tuple[Kernel, tupl
     """Scheduled kernels and their steps: those that pack factors where it pays, then the contraction itself.
 
     Columns that every row passes once are packed by each worker as a panel in its scratch memory; columns that come
-    back for every block of rows, or that are many matrices, are packed once, before.
+    back for every block of rows, or for every step of another loop, are packed once, before.
     """
     if not _has_sum(kernel):
         return [_plain(kernel)]
@@ -59,7 +62,9 @@ def schedule_contract(kernel: Kernel, target: Target) -> list[tuple[Kernel, tupl
     row_factor, column_factor = _factors(shape, tiling)
     out: list[tuple[Kernel, tuple[Step, ...]]] = []
     panel: Panel | None = None
-    batched = any(o.name in shape.loops_of(column_factor) for o in shape.outer if o.name != tiling.columns)
+    others = [o.name for o in shape.outer if o.extent > 1 and o.name not in (tiling.rows, *tiling.more, tiling.columns)]
+    batch = [name for name in others if name in shape.loops_of(column_factor)]
+    batched = bool(batch) and len(batch) < len(others)
     if tiling.pack_columns and tiling.row_block is None and not batched:
         kernel, panel = stage_panel(
             kernel, shape, column_factor, tiling.columns, tiling.column_tile, tiling.lanes, "panel"
@@ -142,12 +147,18 @@ def choose_tiling(kernel: Kernel, shape: Contraction, target: Target) -> Tiling 
     depth = 1
     for one in shape.inner:
         depth *= one.extent
-    reuse = -(-extents[columns] // (lanes * vectors))
+    elsewhere = [o.extent for o in shape.outer if o.name not in depends[other] and o.name != columns]
+    reuse = math.prod(elsewhere) * -(-extents[columns] // (lanes * vectors))
     pack_rows = rows is not None and _pack_rows(shape, other, rows, reuse, depth, target)
     load = shape.load(other)
-    along = load is not None and len(shape.inner) > 0 and load.index.factor(shape.inner[-1].name) == 1
+    last = shape.inner[-1] if shape.inner else None
+    along = load is not None and last is not None and last.extent >= RUN and load.index.factor(last.name) == 1
+    more: tuple[str, ...] = ()
+    if rows is not None and not pack_rows:
+        more, row_tile = _more_rows(rows, own[other], row_tile, (target.registers - 4) // vectors)
     return Tiling(
         rows.name if rows is not None else None,
+        more,
         columns,
         row_tile,
         vectors,
@@ -157,6 +168,21 @@ def choose_tiling(kernel: Kernel, shape: Contraction, target: Target) -> Tiling 
         run=RUN if pack_rows and along else 1,
         row_block=_row_block(height, row_tile, depth * _itemsize(shape, other), target),
     )
+
+
+def _more_rows(rows: Loop, own: list[Loop], row_tile: int, tallest: int) -> tuple[tuple[str, ...], int]:
+    """The short loops that fill a register tile better than rows alone, and the rows that are left to it."""
+    best: tuple[int, tuple[str, ...], int] = (row_tile, (), row_tile)
+    short = [one for one in own if one is not rows and one.extent <= tallest]
+    for count in range(1, len(short) + 1):
+        for chosen in itertools.combinations(short, count):
+            size = math.prod(one.extent for one in chosen)
+            if size > tallest:
+                continue
+            height = _even(rows.extent, tallest // size)
+            if size * height > best[0]:
+                best = (size * height, tuple(one.name for one in chosen), height)
+    return best[1], best[2]
 
 
 def _itemsize(shape: Contraction, factor: str) -> int:
@@ -191,14 +217,17 @@ def tile_shape(rows: int, columns: int, target: Target, lanes: int) -> tuple[int
     budget = target.registers - 4
     vectors = 2 if rows > 6 else 4 if rows > 2 else 8
     vectors = max(1, min(vectors, -(-columns // lanes)))
-    tallest = max(1, budget // vectors)
+    return _even(rows, max(1, budget // vectors)), vectors
+
+
+def _even(rows: int, tallest: int) -> int:
+    """The height of a tile: one that divides the rows needs no second form of the kernel for the rest."""
     if rows <= tallest:
-        return rows, vectors
-    # A tile that divides the rows needs no second form of the kernel for the rest.
+        return rows
     for tile in range(tallest, tallest // 2, -1):
         if rows % tile == 0:
-            return tile, vectors
-    return -(-rows // -(-rows // tallest)), vectors
+            return tile
+    return -(-rows // -(-rows // tallest))
 
 
 def _factors(shape: Contraction, tiling: Tiling) -> tuple[str, str]:
@@ -207,26 +236,26 @@ def _factors(shape: Contraction, tiling: Tiling) -> tuple[str, str]:
 
 
 def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
-    rows, columns = tiling.rows, tiling.columns
+    rows, more, columns = tiling.rows, tiling.more, tiling.columns
     extents = {o.name: o.extent for o in shape.outer}
     order = [o.name for o in shape.outer]
     steps: list[Step] = []
-    for name in (rows, columns):
+    for name in (rows, *more, columns):
         if name is not None:
             steps += [Distribute(name)] * (len(order) - 1 - order.index(name))
             order = [n for n in order if n != name] + [name]
-    levels = 0
+    levels = 1 + len(shape.inner)
     if shape.inner:
         last = shape.inner[-1].name
         if shape.inner[-1].extent >= 2 * CHAIN:
             steps += [Split(last, CHAIN), Block(f"{last}.1", "total")]
-            last, levels = f"{last}.1", 1
+            last, levels = f"{last}.1", levels + 1
         if tiling.run > 1:
             steps.append(Split(last, tiling.run))
     steps.append(Split(columns, tiling.column_tile))
     inner = f"{columns}.1"
     steps += [Split(inner, tiling.lanes), Vectorize(f"{inner}.1", tiling.lanes), Unroll(f"{inner}.0")]
-    blocks = [n for n in order if n not in (rows, columns)]
+    blocks = [n for n in order if n not in (rows, *more, columns)]
     sizes = [extents[n] for n in blocks]
     column_blocks = -(-extents[columns] // tiling.column_tile)
     if rows is None:
@@ -240,8 +269,11 @@ def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
             steps.append(Split(rows, block))
             tile = f"{rows}.1"
         steps += [Split(tile, tiling.row_tile), Unroll(f"{tile}.1")]
-        steps += [Distribute(f"{tile}.1"), *_inward(f"{inner}.1", f"{inner}.0", levels=levels), Join(f"{tile}.1")]
-        steps += _inward(f"{tile}.1", levels=levels)
+        steps += [Distribute(f"{tile}.1")] * (1 + len(more))
+        for name in reversed(more):
+            steps += [Unroll(name), Distribute(name)]
+        steps += [*_inward(f"{inner}.1", f"{inner}.0", levels=levels), Join(f"{tile}.1")]
+        steps += _inward(f"{tile}.1", *reversed(more), levels=levels)
         # Columns outside rows: the panel of columns stays in the cache while the rows of a block pass by.
         steps.append(Distribute(f"{tile}.0"))
         if block is not None:
@@ -268,8 +300,8 @@ def _spill_steps(kernel: Kernel, tiling: Tiling) -> tuple[Step, ...]:
 
 
 def _inward(*loops: str, levels: int) -> list[Step]:
-    """Each loop past the summation, and past every loop the summation is made of."""
-    return [Distribute(name) for name in loops for _ in range(levels + 2)]
+    """Each loop past every loop the summation is made of."""
+    return [Distribute(name) for name in loops for _ in range(levels)]
 
 
 def _row_block(rows: int, row_tile: int, row_bytes: int, target: Target) -> int | None:

@@ -10,8 +10,14 @@ from codegen.schedule_contract import lane_bytes, parallel_position, schedule_co
 from codegen.steps import Distribute, Fuse, Parallel, Split, Step, Unroll, Vectorize, apply, can_fuse
 from codegen.target import Target
 
+# Rows scanned side by side by one worker: their chains of additions overlap.
+SCANNED_ROWS = 4
+# A worker brings all updates into at least this many neighboring bytes of slices.
+SCATTER_BYTES = 1 << 10
 # Reductions gather in this many bytes of lanes on every machine, so that their tree depends on shapes alone.
 ROW_BYTES = 64
+# The narrowest vector of a short loop.
+MIN_LANES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +41,12 @@ def schedule(kernel: Kernel, anchor: Anchor, target: Target) -> tuple[Scheduled,
             done = [_applied(kernel, _row_steps(kernel, target))]
         case Anchor.CONTRACT:
             done = [Scheduled(one, steps) for one, steps in schedule_contract(kernel, target)]
+        case Anchor.SCAN | Anchor.SCAN_BACK:
+            done = [_applied(kernel, _scan_steps(kernel, target))]
         case Anchor.SCATTER:
-            done = [Scheduled(as_one_unit(kernel), ())]
+            done = [_applied(kernel, _scatter_steps(kernel, target))]
+        case Anchor.SORT:
+            done = [_applied(kernel, _sort_steps(kernel, target))]
     return tuple(Scheduled(with_units(one.kernel), (*fused, *one.steps)) for one in done)
 
 
@@ -103,13 +113,15 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
         return ()
     lanes = target.lanes(lane_bytes(kernel))
     best = _vector_loop(loops, lanes)
+    extents = {f.loop.name: f.loop.extent for f in loops}
+    while lanes > MIN_LANES and extents[best] <= lanes // 2:
+        lanes //= 2
     steps: list[Step] = []
     # The vector loop goes innermost.
     order = [f.loop.name for f in loops]
     position = order.index(best)
     steps += [Distribute(best)] * (len(order) - 1 - position)
     order = [*order[:position], *order[position + 1 :], best]
-    extents = {f.loop.name: f.loop.extent for f in loops}
     steps.append(Split(best, lanes))
     outer = [*order[:-1], f"{best}.0"]
     sizes = [*(extents[n] for n in order[:-1]), -(-extents[best] // lanes)]
@@ -167,6 +179,28 @@ def _map_like_rows(kernel: Kernel) -> tuple[Step, ...]:
     return (Parallel(outer[0].loop.name),) if outer else ()
 
 
+def _sort_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
+    """Rows in parallel; in each, the counting of those before an element for as many elements as there are lanes."""
+    outer = [f for f in _nest(kernel.body) if f.loop.name.startswith("d")]
+    steps: list[Step] = []
+    ranked = [f for f in loops_of(kernel.body) if f.loop.name == "i"]
+    if ranked:
+        extent = ranked[0].loop.extent
+        width = next(kernel.buffer(s.buffer).dtype.itemsize for s in ranked[0].body if isinstance(s, Load))
+        lanes = target.lanes(width)
+        while lanes > MIN_LANES and extent <= lanes // 2:
+            lanes //= 2
+        vectors = max(1, min(4, extent // lanes))
+        steps += [Split("i", lanes * vectors), Split("i.1", lanes), Vectorize("i.1.1", lanes), Unroll("i.1.0")]
+        steps += [Distribute("i.1.1"), Distribute("i.1.0")]
+    if outer:
+        sizes = [f.loop.extent for f in outer]
+        first = parallel_position(sizes)
+        steps += [Distribute(f.loop.name) for f in reversed(outer[:first])]
+        steps.append(Parallel(outer[first].loop.name))
+    return tuple(steps)
+
+
 def _column_steps(chosen: For, outer: list[For], lanes: int) -> tuple[Step, ...]:
     """Reduce over rows with neighboring columns in the lanes: a block of columns at a time stays in registers."""
     name, extent = chosen.loop.name, chosen.loop.extent
@@ -185,3 +219,56 @@ def _column_steps(chosen: For, outer: list[For], lanes: int) -> tuple[Step, ...]
     steps += [Distribute(n) for n in reversed(blocks[:first])]
     steps.append(Parallel(blocks[first]))
     return tuple(steps)
+
+
+def _scan_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
+    """Neighboring columns in the lanes where there are some, else several rows at a time."""
+    outer = [f for f in loops_of(kernel.body) if f.loop.name.startswith("d")]
+    scan = next((f for f in loops_of(kernel.body) if f.loop.name == "s0"), None)
+    if not outer:
+        return ()
+    if scan is None:
+        return (Parallel(outer[0].loop.name),)
+    stride, position = max((_unit_stride(scan.body, f.loop.name), k) for k, f in enumerate(outer))
+    if stride > 0:
+        return _column_steps(outer[position], outer, target.lanes(lane_bytes(kernel)))
+    rows = outer[-1].loop.name
+    blocks = [*(f.loop.name for f in outer[:-1]), f"{rows}.0"]
+    steps: list[Step] = [Split(rows, SCANNED_ROWS), Unroll(f"{rows}.1"), Distribute(f"{rows}.1")]
+    sizes = [*(f.loop.extent for f in outer[:-1]), -(-outer[-1].loop.extent // SCANNED_ROWS)]
+    first = parallel_position(sizes)
+    steps += [Distribute(name) for name in reversed(blocks[:first])]
+    return (*steps, Parallel(blocks[first]))
+
+
+def _scatter_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
+    """Each worker has its own part of every slice, neighbors of the last axis in the lanes; indices in order."""
+    loops = [f for f in _nest(kernel.body) if f.loop.name.startswith("e")]
+    if not loops:
+        return ()
+    names, sizes = [f.loop.name for f in loops], [f.loop.extent for f in loops]
+    itemsize, last = lane_bytes(kernel), names[-1]
+    lanes = target.lanes(itemsize)
+    steps: list[Step] = []
+    inner: str | None = None
+    if all(a.index.factor(last) == 1 for a in _accesses(loops[-1].body) if isinstance(a, Store)):
+        inner = last
+        if len(names) == 1:
+            block = SCATTER_BYTES // itemsize
+            steps.append(Split(last, block))
+            names, sizes, inner = [f"{last}.0"], [-(-sizes[0] // block)], f"{last}.1"
+        else:
+            names, sizes = names[:-1], sizes[:-1]
+    first = parallel_position(sizes)
+    steps += [Distribute(name) for name in reversed(names[:first])]
+    if inner is not None:
+        depth = max(_depth(loops[-1].body), 1)
+        steps += [Split(inner, lanes), Vectorize(f"{inner}.1", lanes)]
+        steps += [Distribute(f"{inner}.1")] * depth + [Distribute(f"{inner}.0")] * depth
+    steps.append(Parallel(names[first]))
+    return tuple(steps)
+
+
+def _depth(body: Body) -> int:
+    """How many loops are nested in a body."""
+    return max((1 + _depth(s.body) for s in body if isinstance(s, For)), default=0)

@@ -148,6 +148,7 @@ class Panel:
     body: Body
     inner: tuple[Loop, ...]
     extent: int
+    outer: frozenset[str]  # the other loops that the factor varies with
 
 
 def stage_panel(
@@ -168,24 +169,28 @@ def stage_panel(
     rest = replace(rest, params=params, locals=(*rest.locals, Buffer(name, dtype, size, Space.SCRATCH)))
     body: Body = (*chain, Store(name, depth * tile + tile_remainder(columns, tile), factor))
     extent = next(one.extent for one in shape.outer if one.name == columns)
-    return rest, Panel(columns, tile, lanes, body, inner, extent)
+    outer = frozenset(one.name for one in shape.outer if one.name in mine and one.extent > 1 and one.name != columns)
+    return rest, Panel(columns, tile, lanes, body, inner, extent, outer)
 
 
 def fill_panel(kernel: Kernel, panel: Panel) -> Kernel:
-    """The scheduled kernel with its panel packed at the beginning of every block of columns."""
-    return replace(kernel, body=_fill(kernel.body, panel))
+    """The scheduled kernel with its panel packed as soon as the loops stand that it depends on."""
+    return replace(kernel, body=_fill(kernel.body, panel, panel.outer | {f"{panel.columns}.0"}, 0))
 
 
-def _fill(body: Body, panel: Panel) -> Body:
+def _fill(body: Body, panel: Panel, missing: frozenset[str], width: int) -> Body:
     out: list[Stmt] = []
     for stmt in body:
         if not isinstance(stmt, For):
             out.append(stmt)
-        elif stmt.loop.name == f"{panel.columns}.0":
+            continue
+        left = missing - {stmt.loop.name}
+        if stmt.loop.name == f"{panel.columns}.0":
             width = min(panel.tile, panel.extent - stmt.loop.start * panel.tile)
+        if missing and not left:
             out.append(For(stmt.loop, (*_panel_nest(panel, width), *stmt.body)))
         else:
-            out.append(For(stmt.loop, _fill(stmt.body, panel)))
+            out.append(For(stmt.loop, _fill(stmt.body, panel, left, width)))
     return tuple(out)
 
 

@@ -17,6 +17,8 @@ from symgrad.errors import CompileError
 from symgrad.types import DType, bool_, int64, uint8
 
 SCRATCH_ALIGNMENT = 64
+# Lanes at most this many elements apart are read as whole vectors and shuffled.
+MAX_SHUFFLED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +287,8 @@ class Writer:
                     f"<{v.lanes} x i1> {mask}, {kind} zeroinitializer)"
                 )
                 return Value(name, memory, v.lanes)
+        if guard is None and not vectors and self._is_shuffled(stride):
+            return Value(self._load_shuffled(kind, pointer, stride, dtype.itemsize), memory, v.lanes)
         offsets = self._lane_offsets(stride, vectors, dtype.itemsize)
         text = "zeroinitializer"
         for lane in range(v.active):
@@ -299,6 +303,38 @@ class Writer:
             ]
             text = joined
         return Value(text, memory, v.lanes)
+
+    def _is_shuffled(self, stride: int) -> bool:
+        """Whether lanes at this distance are read as whole vectors: few, and none that reaches beyond the last lane."""
+        assert self.vector is not None
+        return (stride == -1 or 1 < stride <= MAX_SHUFFLED) and abs(stride) * (
+            self.vector.active - 1
+        ) >= self.vector.lanes - 1
+
+    def _load_shuffled(self, kind: str, pointer: str, stride: int, itemsize: int) -> str:
+        """Elements at a small constant distance: whole vectors between the first and the last one, and shuffles."""
+        assert self.vector is not None
+        b, lanes, active = self.b, self.vector.lanes, self.vector.active
+        first, last = sorted((0, stride * (active - 1)))
+        starts = [min(first + k * lanes, last - lanes + 1) for k in range(abs(stride))]
+        joined = "poison"
+        done = 0  # lanes that stand in `joined`
+        for start in starts:
+            spot, part, shuffled = b.fresh(), b.fresh(), b.fresh()
+            reached = done
+            picks = list(range(done))
+            while reached < active and start <= reached * stride < start + lanes:
+                picks.append((lanes if done else 0) + reached * stride - start)
+                reached += 1
+            places = ", ".join(f"i32 {p}" for p in picks) + ", i32 poison" * (lanes - len(picks))
+            operands = f"{kind} {joined}, {kind} {part}" if done else f"{kind} {part}, {kind} poison"
+            b.lines += [
+                f"{spot} = getelementptr i8, ptr {pointer}, i64 {start * itemsize}",
+                f"{part} = load {kind}, ptr {spot}, align {itemsize}",
+                f"{shuffled} = shufflevector {operands}, <{lanes} x i32> <{places}>",
+            ]
+            joined, done = shuffled, reached
+        return joined
 
     def _guarded_pointer(self, pointer: str, buffer: str, guard: Named, lane: int) -> str:
         """The pointer where the guard holds in a lane, else the start of the buffer, which can always be read."""

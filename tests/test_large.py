@@ -89,6 +89,22 @@ LARGE: dict[str, tuple[Callable[..., Any], Shapes]] = {
         ),
         [(130, 200), (200, 150), (150,), (150, 10)],
     ),
+    "convolution": (
+        lambda x, w: [(y := sg.nn.conv2d(x, w, padding=1)), *sg.grad(sg.sum(y * y), [x, w])],
+        [(5, 6, 21, 19), (20, 6, 3, 3)],
+    ),
+    "convolution_long": (
+        lambda x, w: sg.grad(sg.sum(sg.nn.conv2d(x, w, padding=1) ** 2), w),
+        [(24, 1, 60, 60), (9, 1, 3, 3)],
+    ),
+    "convolution_wide": (lambda x, w: sg.nn.conv2d(x, w, stride=2), [(2, 40, 31, 37), (80, 40, 3, 3)]),
+    "max_pool": (
+        lambda x: [(y := sg.nn.max_pool2d(sg.nn.relu(x), 2)), sg.grad(sg.sum(y * y), x)],
+        [(3, 11, 28, 34)],
+    ),
+    "max_pool_overlapping": (lambda x: sg.nn.max_pool2d(x, 3, 2, 1), [(3, 11, 29, 34)]),
+    "matmul_few": (_contract("mk", "kn", "mn"), [(12, 20_160), (20_160, 10)]),
+    "every_third": (lambda x: [x[:, ::2] + x[:, 1::2], x[:, ::3], x[::2, ::-1], x[:, ::-4], x[:, ::5]], [(31, 240)]),
     "norm_gradient": (
         lambda x, s, b: sg.grad(sg.sum(sg.nn.layer_norm(x, s, b) ** 3), [x, s, b]),
         [(130, 257), (257,), (257,)],

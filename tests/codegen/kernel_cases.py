@@ -36,11 +36,15 @@ EXACT = {
     "concat_pad",
     "take",
     "flip_slice",
+    "strided",
     "integers",
     "compare",
     "random",
     "casts",
     "reshape",
+    "ordered",
+    "ordered_long",
+    "searched",
 }
 
 
@@ -188,9 +192,47 @@ def concat_pad(g: sg.Graph, dtype: sg.DType) -> Any:
 
 
 @typed
+def ordered(g: sg.Graph, dtype: sg.DType) -> Any:
+    x = g.input("x", (3, 37), dtype)
+    return [sg.sort(x * 2.0), sg.argsort(sg.round(x), axis=0, descending=True)]
+
+
+@typed
+def ordered_long(g: sg.Graph, dtype: sg.DType) -> Any:
+    x = g.input("x", (140, 2), dtype)
+    return [sg.sort(x, axis=0, descending=True), sg.argsort(sg.round(x), axis=0)]
+
+
+@typed
+def searched(g: sg.Graph, dtype: sg.DType) -> Any:
+    edges, x = g.input("edges", (37,), dtype), g.input("x", (5, 21), dtype)
+    edges = sg.sort(edges)
+    return [sg.searchsorted(edges, x * 2.0), sg.searchsorted(edges, x, side="right") * 3]
+
+
+@typed
 def reshape(g: sg.Graph, dtype: sg.DType) -> Any:
     x = g.input("x", (6, 20), dtype)
     return sg.reshape(sg.reshape(x, (4, 30)).T + 1.0, (15, 8))
+
+
+@typed
+def convolution(g: sg.Graph, dtype: sg.DType) -> Any:
+    x, w = g.input("x", (3, 5, 9, 14), dtype), g.input("w", (18, 5, 3, 3), dtype)
+    y = sg.nn.conv2d(x, w, padding=1)
+    return [y, *sg.grad(sg.sum(y * y), [x, w])]
+
+
+@typed
+def pooling(g: sg.Graph, dtype: sg.DType) -> Any:
+    y = sg.nn.max_pool2d(g.input("x", (3, 4, 12, 34), dtype), 2)
+    return [y, sg.grad(sg.sum(y * y), g.inputs[0])]
+
+
+@typed
+def strided(g: sg.Graph, dtype: sg.DType) -> Any:
+    x = g.input("x", (3, 160), dtype)
+    return [x[:, ::2] * 2.0, x[:, ::3] * 2.0, x[:, 3::4] * 2.0, x[:, ::5] * 2.0, x[:, ::-1] * 2.0, x[:, :27:2] * 2.0]
 
 
 @typed

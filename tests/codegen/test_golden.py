@@ -26,6 +26,8 @@ NAMES = (
     "take",
     "scatter_add",
     "momentum",
+    "convolution",
+    "pooling",
 )
 
 
