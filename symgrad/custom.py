@@ -99,24 +99,15 @@ def _call(caller: str, f: Rule, arguments: Sequence[Operand], vjp: Rule | None, 
     else:
         rule = None
     several = isinstance(returned, tuple | list)
-    values = _values(caller, returned)
+    values = function_values(caller, returned)
     _check_closed(caller, values, xs)
-    shapes = [v.shape for v in values]
 
     def unpack(node: Node) -> Any:
-        if not several:
-            return node
-        start: Extent = 0
-        parts: list[Node] = []
-        for shape in shapes:
-            stop = start + size_of(shape)
-            parts.append(reshape_to(slice_axis(node, 0, start, stop), shape))
-            start = stop
-        return tuple(parts)
+        return split_like(node, values) if several else node
 
     # New names make new nodes, so that what a rule makes of them is new too, and told from what it captures.
     # Several outputs are one vector, so that one rule sees all their cotangents.
-    value = concat([reshape_to(v, (size_of(v.shape),)) for v in values]) if several else values[0]
+    value = joined(values) if several else values[0]
     kind = value.type
     output = _placeholder(graph, f"(output of {mark}: %{value.id})", kind)
     cotangent = _placeholder(graph, f"(cotangent of {mark}: %{value.id})", kind)
@@ -144,7 +135,7 @@ def _call(caller: str, f: Rule, arguments: Sequence[Operand], vjp: Rule | None, 
         found = _fitting(caller, "the jvp rule", "tangents", parts, kinds, graph)
         if any(t is not None for t in found):
             whole = [t if t is not None else _zeros(graph, k) for t, k in zip(found, kinds, strict=True)]
-            outputs.append(concat([reshape_to(t, (size_of(t.shape),)) for t in whole]) if several else whole[0])
+            outputs.append(joined(whole) if several else whole[0])
     modes = "vjp" if jvp is None else "jvp" if vjp is None else "both"
     last = [output, cotangent, *(moving if modes != "vjp" else [])]
     program, operands = _closed(getattr(f, "__name__", caller), outputs, xs, last, mark)
@@ -152,7 +143,24 @@ def _call(caller: str, f: Rule, arguments: Sequence[Operand], vjp: Rule | None, 
     return unpack(made)
 
 
-def _values(caller: str, returned: Any) -> list[Node]:
+def joined(values: Sequence[Node]) -> Node:
+    """The elements of several nodes as one vector."""
+    return concat([reshape_to(v, (size_of(v.shape),)) for v in values])
+
+
+def split_like(node: Node, values: Sequence[Node]) -> tuple[Node, ...]:
+    """The nodes that were joined to a vector, from one of its length."""
+    start: Extent = 0
+    parts: list[Node] = []
+    for value in values:
+        stop = start + size_of(value.shape)
+        parts.append(reshape_to(slice_axis(node, 0, start, stop), value.shape))
+        start = stop
+    return tuple(parts)
+
+
+def function_values(caller: str, returned: Any) -> list[Node]:
+    """What a function returned as a list of nodes of one floating dtype; GradientError for anything else."""
     values: list[Any] = list(cast("Sequence[Any]", returned)) if isinstance(returned, tuple | list) else [returned]
     for value in values:
         if not isinstance(value, Node) or not value.dtype.is_float:
@@ -216,20 +224,20 @@ def _fitting(
     return found
 
 
-def _closed(
-    name: str, outputs: Sequence[Node], xs: Sequence[Node], last: Sequence[Node], mark: int
-) -> tuple[Program, list[Node]]:
-    """The outputs as a program in a graph of its own, a function of `xs`, of older nodes they read, and of `last`.
+def capture(
+    outputs: Sequence[Node], xs: Sequence[Node], mark: int, bound: Sequence[Node] = ()
+) -> tuple[list[Node], list[Node]]:
+    """What a function that began at node number `mark` reads: its arguments `xs` and captured nodes; and its inside.
 
-    A program can be copied and substituted into, where a Python function would hold on to the nodes it was read with.
+    Captured are inputs, params and states, and other nodes that are older than the function.
     """
-    bound = {n.id for n in (*xs, *last)}
+    known = {n.id for n in (*xs, *bound)}
     captured: dict[int, Node] = {}
     inside: dict[int, Node] = {}
     stack = list(outputs)
     while stack:
         node = stack.pop()
-        if node.id in bound or node.id in captured or node.id in inside:
+        if node.id in known or node.id in captured or node.id in inside:
             continue
         source = node.op.kind is Kind.SOURCE
         if node.op.name in NAMED or (node.id < mark and not source):
@@ -237,7 +245,17 @@ def _closed(
             continue
         inside[node.id] = node
         stack += node.inputs
-    operands = [*xs, *(captured[k] for k in sorted(captured))]
+    return [*xs, *(captured[k] for k in sorted(captured))], [inside[k] for k in sorted(inside)]
+
+
+def _closed(
+    name: str, outputs: Sequence[Node], xs: Sequence[Node], last: Sequence[Node], mark: int
+) -> tuple[Program, list[Node]]:
+    """The outputs as a program in a graph of its own, a function of `xs`, of older nodes they read, and of `last`.
+
+    A program can be copied and substituted into, where a Python function would hold on to the nodes it was read with.
+    """
+    operands, inside = capture(outputs, xs, mark, last)
     graph = Graph()
     copy_of: dict[int, Node] = {}
     inputs: list[Node] = []
@@ -246,8 +264,7 @@ def _closed(
     for label, node in zip(labels, (*operands, *last), strict=True):
         inputs.append(_placeholder(graph, label, node.type))
         copy_of[node.id] = inputs[-1]
-    for k in sorted(inside):
-        node = inside[k]
+    for node in inside:
         with graph.derived_from(Origin(node.loc, node.scope)):
-            copy_of[k] = graph.add(node.op, tuple([copy_of[i.id] for i in node.inputs]), node.attrs)
+            copy_of[node.id] = graph.add(node.op, tuple([copy_of[i.id] for i in node.inputs]), node.attrs)
     return Program(graph, tuple(inputs), tuple(copy_of[o.id] for o in outputs), name=name), operands

@@ -1,4 +1,4 @@
-"""Gradient control, phases and sub-programs. Gone before code generation."""
+"""Gradient control, phases and sub-programs. All but `fence` are gone before code generation."""
 
 from __future__ import annotations
 
@@ -188,6 +188,14 @@ def inline(
     return [copy_of[o] for o in outputs]
 
 
+defop(
+    "fence",
+    Kind.VIEW,
+    infer=lambda x, after: x,
+    vjp=lambda n, g: (g, None),
+    ref=lambda x, after: same_values(x),
+    doc="The first input; what reads it is computed after the second, and never shared with what reads the input itself.",
+)
 defop(
     "stop_gradient",
     Kind.CONTROL,

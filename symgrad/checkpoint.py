@@ -1,0 +1,84 @@
+"""Functions whose intermediate values are computed again in the backward pass instead of being kept for it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from symgrad.custom import capture, function_values, joined, split_like
+from symgrad.errors import GradientError
+from symgrad.grad import jvp, vjp
+from symgrad.graph import Graph, Node, Operand, Origin
+from symgrad.opdef import OPS
+from symgrad.operators import as_node, graph_of
+from symgrad.ops.build import apply
+from symgrad.program import Program
+from symgrad.types import Type
+
+Made: TypeAlias = Callable[..., Any]
+
+
+def checkpoint(f: Callable[..., Any]) -> Made:
+    """The function `f` of nodes, with a backward pass that computes the inside of `f` again from its operands.
+
+    What `f` computes on the way to its result is then not kept in memory between the forward and the backward pass;
+    the price is one more evaluation of `f` per derivative. Values, derivatives of every order and mode are those of
+    `f` itself. Operands are the arguments and whatever else `f` reads, such as params; nodes that were built before
+    the call are operands too. `f` returns a node or a tuple of nodes of one floating dtype. Forward mode keeps
+    nothing, so there it changes nothing. Chen, Xu, Zhang and Guestrin, "Training Deep Nets with Sublinear Memory
+    Cost" (2016).
+
+    Raises GradientError where `f` returns anything else, or reads nothing that is floating.
+
+        for w in weights:
+            h = sg.checkpoint(lambda h: sg.nn.gelu(h @ w))(h)
+    """
+
+    @functools.wraps(f)
+    def function(*arguments: Operand) -> Any:
+        first = graph_of("checkpoint", *arguments)
+        xs = [as_node(first, a) for a in arguments]
+        mark = len(first.graph.nodes)
+        returned: Any = f(*xs)
+        several = isinstance(returned, tuple | list)
+        values = function_values("checkpoint", returned)
+        value = joined(values) if several else values[0]
+        operands, inside = capture([value], xs, mark)
+        floating = tuple(k for k, operand in enumerate(operands) if operand.dtype.is_float)
+        if not floating:
+            raise GradientError("checkpoint: the function reads nothing that is floating, so it has no derivative")
+        program = _rules(getattr(f, "__name__", "checkpoint"), value, operands, inside, floating)
+        made = apply("custom", value, *operands, program=program, count=len(operands), wrt=floating, modes="both")
+        return split_like(made, values) if several else made
+
+    return function
+
+
+def _rules(
+    name: str, value: Node, operands: Sequence[Node], inside: Sequence[Node], floating: Sequence[int]
+) -> Program:
+    """Cotangents and the tangent of a value as functions of operands, the value, its cotangent, and tangents.
+
+    The reverse rule reads its operands behind fences: what it computes comes after the cotangent, and is not shared
+    with the forward pass.
+    """
+    graph = Graph()
+
+    def leaf(label: str, kind: Type) -> Node:
+        return graph.add(OPS["input"], (), (label, kind.shape, kind.dtype))
+
+    def copied(sources: Sequence[Node]) -> Node:
+        copy_of = {operand.id: source for operand, source in zip(operands, sources, strict=True)}
+        for node in inside:
+            with graph.derived_from(Origin(node.loc, node.scope)):
+                copy_of[node.id] = graph.add(node.op, tuple([copy_of[i.id] for i in node.inputs]), node.attrs)
+        return copy_of[value.id]
+
+    inputs = [leaf(f"input {k}", operand.type) for k, operand in enumerate(operands)]
+    output, cotangent = leaf("output", value.type), leaf("cotangent", value.type)
+    tangents = [leaf(f"tangent {k}", operands[k].type) for k in floating]
+    fenced = [graph.add(OPS["fence"], (i, cotangent), ()) for i in inputs]
+    reverse = vjp([copied(fenced)], [fenced[k] for k in floating], [cotangent])
+    forward = jvp([copied(inputs)], [inputs[k] for k in floating], tangents)
+    return Program(graph, (*inputs, output, cotangent, *tangents), (*reverse, *forward), name=name)
