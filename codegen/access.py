@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from codegen.affine import ZERO, Affine, delinearize, linearize, variable
@@ -19,6 +19,16 @@ Demand: TypeAlias = "tuple[Node, Point, Guard]"
 
 
 LEAVES = frozenset(("input", "param", "state"))
+
+
+# How each scatter brings an update to the old value; None where it replaces it.
+SCATTERS: Mapping[str, str | None] = {
+    "scatter_add": "add",
+    "scatter_set": None,
+    "scatter_max": "maximum",
+    "scatter_min": "minimum",
+    "scatter_multiply": "multiply",
+}
 
 
 def is_leaf(node: Node) -> bool:
@@ -44,6 +54,8 @@ def view_demands(node: Node, index: Point, guard: Guard, ranges: Ranges) -> list
     source = node.inputs[0]
     shape = static_shape(source.shape)
     match node.op.name:
+        case "fence":
+            return [demand_of(source, index, guard)]
         case "permute":
             (axes,) = node.attrs
             place = {axis: k for k, axis in enumerate(axes)}
@@ -169,8 +181,8 @@ def reads_same_point(
     loops = loops_for(domain)
     ranges = ranges_of(loops)
     point = tuple(at(loop) for loop in loops)
-    if node.op.kind is Kind.REDUCE:
-        start: list[Demand] = [(node.inputs[0], point, ())]
+    if node.op.kind in (Kind.REDUCE, Kind.SCAN):
+        start: list[Demand] = [(i, point, ()) for i in node.inputs]
     else:
         own = member_point(node, domain, point, axes)
         if own is None:

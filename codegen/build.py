@@ -6,7 +6,7 @@ import hashlib
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from codegen import jit
 from codegen.access import NotAffineError, is_leaf
@@ -15,7 +15,7 @@ from codegen.costs import estimated_ns, operations
 from codegen.emit import emit, module_text
 from codegen.executable import Executable, Launchable, value_name
 from codegen.group import Anchor, Group, group
-from codegen.loop import Buffer, For, Kernel, Let, Load, Loop, Space, Store, loops_of
+from codegen.loop import Body, Buffer, For, Kernel, Let, Load, Loop, Space, Stmt, Store, loops_of
 from codegen.loop_print import kernel_text
 from codegen.loop_verify import verify as verify_kernel
 from codegen.lower import lower
@@ -225,7 +225,7 @@ def _place_update(
         if possible:
             homes[name] = old
             fixed[name] = place
-            return works, []
+            return [_without_copy(w, name, old) if w is writer else w for w in works], []
     # The last copy writes a value of its own that lives where the state lives.
     target_name = f"new {old}"
     fixed[target_name] = place
@@ -252,6 +252,34 @@ def _same_element(work: Work, new: str, old: str) -> bool:
             elif isinstance(stmt, Store) and stmt.buffer == buffers[new]:
                 stores.add((loop.loop, stmt.index))
     return loads <= stores
+
+
+def _without_copy(work: Work, new: str, old: str) -> Work:
+    """The work without loops that only copy the old value to where it stands already."""
+    buffers = {v: b.name for v, b in zip(work.values, work.kernel.params, strict=True)}
+    if old not in buffers:
+        return work
+    kernel = replace(work.kernel, body=_useful(work.kernel.body, buffers[old], buffers[new]))
+    left = (s for loop in loops_of(kernel.body) for s in loop.body)
+    if kernel.body == work.kernel.body or not any(isinstance(s, Store) and s.buffer == buffers[new] for s in left):
+        return work
+    return replace(work, kernel=kernel, ns=estimated_ns(kernel.body))
+
+
+def _useful(body: Body, source: str, destination: str) -> Body:
+    """A body without the nests whose one statement copies from the source to the same place of the destination."""
+    out: list[Stmt] = []
+    for stmt in body:
+        match stmt:
+            case For(_, (Load(name, buffer, at), Store(into, to, value))):
+                if (buffer, into, value, to) != (source, destination, name, at):
+                    out.append(stmt)
+            case For(loop, inner):
+                rest = _useful(inner, source, destination)
+                out += [For(loop, rest)] if rest else []
+            case _:
+                out.append(stmt)
+    return tuple(out)
 
 
 def _copy(node: Node, source: str, destination: str, target: Target) -> Work:

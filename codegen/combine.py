@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from codegen.scalar import ScalarBuilder, Value
 from symgrad.errors import CompileError
-from symgrad.types import DType, int64
+from symgrad.types import DType, bool_, int64
 
 Accumulator: TypeAlias = tuple[Value, ...]
 # The place of an identity in argmax and argmin: beyond every element.
@@ -16,16 +16,43 @@ NO_INDEX = (1 << 63) - 1
 def identity(b: ScalarBuilder, combine: str, dtype: DType) -> Value:
     """The value that changes nothing when it is combined."""
     match combine:
-        case "sum" | "fma" | "any":
+        case "sum" | "fma" | "any" | "linear_recurrence":
             return b.const(dtype, 0)
-        case "prod" | "all":
+        case "cumulative_sum":
+            # Added to anything, negative zero included, negative zero changes nothing.
+            return b.const(dtype, -0.0 if dtype.is_float else 0)
+        case "prod" | "all" | "cumulative_prod":
             return b.const(dtype, 1)
-        case "max" | "argmax":
+        case "max" | "argmax" | "cumulative_max":
             return b.const(dtype, _lowest(dtype))
-        case "min" | "argmin":
+        case "min" | "argmin" | "cumulative_min":
             return b.const(dtype, _highest(dtype))
         case _:
             raise CompileError(f"no identity for {combine}")
+
+
+def beginning(b: ScalarBuilder, combine: str, dtype: DType) -> Accumulator:
+    """An accumulator without contributions: literals of one lane."""
+    first = identity(b, combine, dtype)
+    if combine in ("argmax", "argmin"):
+        return first, b.const(int64, NO_INDEX)
+    if _remembers_nan(combine, dtype):
+        return first, b.const(bool_, False)
+    return (first,)
+
+
+def result(b: ScalarBuilder, combine: str, acc: Accumulator) -> Value:
+    """The value an accumulator stands for, in every lane."""
+    if combine in ("argmax", "argmin"):
+        return acc[1]
+    if _remembers_nan(combine, acc[0].dtype):
+        return b.select(acc[1], b.splat(b.const(acc[0].dtype, float("nan"))), acc[0])
+    return acc[0]
+
+
+def _remembers_nan(combine: str, dtype: DType) -> bool:
+    """Whether an accumulator keeps apart that a NaN was met: nothing then delays the next comparison but this one."""
+    return dtype.is_float and combine in ("cumulative_max", "cumulative_min")
 
 
 def _lowest(dtype: DType) -> float | int:
@@ -43,17 +70,22 @@ def _highest(dtype: DType) -> float | int:
 def combined(b: ScalarBuilder, combine: str, acc: Accumulator, args: tuple[Value, ...]) -> Accumulator:
     """The accumulator after one more contribution in every lane."""
     match combine:
-        case "sum":
+        case "sum" | "cumulative_sum":
             return (b.op("add", acc[0], args[0]),)
+        case "linear_recurrence":
+            return (b.op("add", b.op("safe_multiply", args[0], acc[0]), args[1]),)
         case "fma" if acc[0].dtype.is_float:
             return (b.fma(args[0], args[1], acc[0]),)
         case "fma":
             return (b.op("add", acc[0], b.op("multiply", args[0], args[1])),)
-        case "prod":
+        case "prod" | "cumulative_prod":
             return (b.op("multiply", acc[0], args[0]),)
-        case "max":
+        case "cumulative_max" | "cumulative_min" if acc[0].dtype.is_float:
+            stays = b.op("greater" if combine == "cumulative_max" else "less", acc[0], args[0])
+            return b.select(stays, acc[0], args[0]), b.op("logical_or", acc[1], b.op("isnan", args[0]))
+        case "max" | "cumulative_max":
             return (b.op("maximum", acc[0], args[0]),)
-        case "min":
+        case "min" | "cumulative_min":
             return (b.op("minimum", acc[0], args[0]),)
         case "any":
             return (b.op("logical_or", acc[0], args[0]),)

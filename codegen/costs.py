@@ -11,7 +11,8 @@ COSTS: Mapping[str, int] = {
     "exp": 20, "log": 24, "log1p": 30, "expm1": 30, "sin": 40, "cos": 40, "tan": 60, "tanh": 30, "sigmoid": 30,
     "erf": 40, "erfc": 80, "cbrt": 40, "asin": 40, "acos": 40, "atan": 40, "atan2": 60, "hypot": 20, "sinh": 50,
     "cosh": 40, "asinh": 70, "acosh": 70, "atanh": 60, "exp2": 20, "log2": 30, "log10": 30, "floor_divide": 40,
-    "remainder": 40, "power": 60, "divide": 6, "reciprocal": 6, "sqrt": 8, "rsqrt": 12, "philox": 120,
+    "remainder": 40, "power": 60, "divide": 6, "reciprocal": 6, "sqrt": 8, "rsqrt": 12, "philox": 120, "order_key": 6,
+    "searchsorted": 60,
 }  # fmt: skip
 # Nanoseconds per element on one worker, for deciding whether more are worth waking: a unit of cost, an access to
 # memory, a product of a contraction. Measured to within a factor of two on processors with wide vectors.

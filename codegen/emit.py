@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from codegen.affine import Affine
-from codegen.combine import NO_INDEX, Accumulator, better, combined, identity
+from codegen.combine import Accumulator, beginning, better, combined, result
 from codegen.loop import (
     Accumulate,
     Bind,
@@ -28,7 +28,7 @@ from codegen.scalar import Value, llvm_type
 from codegen.target import Target
 from codegen.writer import Level, Named, Variable, Writer, scratch_layout
 from symgrad.errors import CompileError
-from symgrad.types import bool_, int64
+from symgrad.types import bool_
 
 SIGNATURE = "(ptr noalias %slots, ptr noalias %args, i64 %begin, i64 %end, ptr noalias %scratch, ptr noalias %status)"
 
@@ -273,10 +273,7 @@ class _Emitter(Writer):
     def _init(self, buffer: str, index: Affine, combine: str) -> None:
         dtype = self.buffers[buffer].dtype
         lanes = self.vector.lanes if self.vector is not None else self.acc_lanes.get(buffer, 1)
-        first = _lanes_of(identity(self.b, combine, dtype), lanes)
-        acc = (first,)
-        if combine in ("argmax", "argmin"):
-            acc = (first, _lanes_of(self.b.const(int64, NO_INDEX), lanes))
+        acc = tuple(_lanes_of(value, lanes) for value in beginning(self.b, combine, dtype))
         self.registers[self._register(buffer, index)] = acc
 
     def _accumulate(self, stmt: Accumulate) -> None:
@@ -294,8 +291,11 @@ class _Emitter(Writer):
         ):
             mask = Value(self.mask(), bool_, lanes)
             new = tuple(b.select(mask, n, old) for n, old in zip(new, acc, strict=True))
+        level = len(self.levels) - 1
+        if stmt.name is not None:
+            self.name(stmt.name, Named(result(b, stmt.combine, new), level))
         b.lanes = outer_lanes
-        self.flush(len(self.levels) - 1)
+        self.flush(level)
         self.registers[key] = new
 
     def _finish(self, stmt: Finish) -> None:
@@ -304,9 +304,10 @@ class _Emitter(Writer):
         if self.vector is None:
             while acc[0].lanes > 1:
                 acc = self._halve(stmt.combine, acc)
+        value = result(self.b, stmt.combine, acc)
         level = len(self.levels) - 1
         self.flush(level)
-        self.name(stmt.name, Named(acc[-1], level))
+        self.name(stmt.name, Named(value, level))
 
     def _halve(self, combine: str, acc: Accumulator) -> Accumulator:
         """Combine the upper half of the lanes into the lower one."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from codegen.access import Demand, Guard, Point, Ranges, concat_demands, demand_of, is_leaf, never, view_demands
 from codegen.affine import linearize, variable
-from codegen.loop import Body, Buffer, Index, Let, Load, Space, Stmt, Within
+from codegen.loop import Body, Buffer, For, Index, Kernel, Let, Load, Loop, Space, Stmt, Store, Within, defined
 from symgrad import types
 from symgrad.errors import CompileError
 from symgrad.graph import Node, describe
 from symgrad.opdef import Kind
 from symgrad.storage import Literal
-from symgrad.types import DType, static_shape
+from symgrad.types import DType, static_shape, static_size
 
 
 @dataclass(slots=True)
@@ -113,6 +114,8 @@ class Lowering:
             return [d for d in view_demands(node, index, guard, self.ranges) if not never(d[2], self.ranges)]
         if node.op.name == "take":
             return self._take_demands(node, index, guard)
+        if node.op.name == "searchsorted":
+            return [demand_of(node.inputs[1], index, guard)]
         raise CompileError(f"{describe(node)} cannot be computed inside another kernel")
 
     def _take_demands(self, node: Node, index: Point, guard: Guard) -> list[Demand]:
@@ -120,8 +123,8 @@ class Lowering:
         array, indices = node.inputs
         where = demand_of(indices, index[axis : axis + indices.ndim], guard)
         name = self.lookup(where)
-        if name is None:
-            return [where]
+        if name is None or 0 in array.shape:
+            return [where]  # of no elements none is read: every index is out of range
         return [
             where,
             (
@@ -161,8 +164,12 @@ class Lowering:
             self._define_pad(demand)
         elif node.op.name == "concat":
             self._define_concat(demand)
-        elif node.op.name == "take":
+        elif node.op.name == "take" and len(args) > 1:
             self._alias(demand, args[1])
+        elif node.op.name == "take":
+            self._define_unread(demand)
+        elif node.op.name == "searchsorted":
+            self._define_searchsorted(demand, args[0])
         else:
             self._alias(demand, args[0])
 
@@ -202,18 +209,63 @@ class Lowering:
         node, index, guard = demand
         parts = [d for d in concat_demands(node, index, guard, self.ranges) if not never(d[2], self.ranges)]
         if not parts:
-            # All parts are empty, or the guard holds for none: nothing reads the value.
-            scope = self._home(demand)
-            zero = self.constant(Literal(np_zero(node.dtype)), node.dtype)
-            scope.stmts.append(zero)
-            scope.names.add(zero.name)
-            self._alias(demand, zero.name)
+            # All parts are empty, or the guard holds for none.
+            self._define_unread(demand)
             return
         value = self._named(parts[-1])
         for part in parts[-2::-1]:
             # Earlier parts end where later ones begin: the upper guard alone decides.
             value = self._select(demand, part[2][len(guard) :][-1:], self._named(part), value)
         self._alias(demand, value)
+
+    def _define_unread(self, demand: Demand) -> None:
+        """A value that nothing reads, where there is no element to read."""
+        scope = self._home(demand)
+        zero = self.constant(Literal(np_zero(demand[0].dtype)), demand[0].dtype)
+        scope.stmts.append(zero)
+        scope.names.add(zero.name)
+        self._alias(demand, zero.name)
+
+    def _define_searchsorted(self, demand: Demand, wanted: str) -> None:
+        """Halve the part of the row in which the place lies, as often as its length demands: no branch."""
+        node, index, guard = demand
+        row, dtype = node.inputs[0], node.dtype
+        right, scope = node.attrs[0] == "right", self._home(demand)
+
+        def let(op: str, args: tuple[str, ...], result: DType) -> str:
+            scope.stmts.append(Let(self.fresh(), op, args, result))
+            return self._remembered(scope)
+
+        def literal(value: int) -> str:
+            scope.stmts.append(self.constant(Literal(np.asarray(value, dtype.np)), dtype))
+            return self._remembered(scope)
+
+        shape = static_shape(row.shape)
+        # The place is in range whatever the value; which row it is in may not be.
+        outside = guard if len(shape) > 1 else ()
+        zero, rest = literal(0), shape[-1]
+        nan = let("isnan", (wanted,), types.bool_) if row.dtype.is_float else ""
+        place = zero
+        while rest:
+            half = max(1, rest // 2)
+            start = linearize((*index[: len(shape) - 1], variable(place)), shape)
+            scope.stmts.append(Load(self.fresh(), self.param(row), start + (half - 1), row.dtype, outside))
+            middle = self._remembered(scope)
+            before = let("less_equal" if right else "less", (middle, wanted), types.bool_)
+            if nan:  # above every number and equal to itself
+                number = nan if right else let("equal", (middle, middle), types.bool_)
+                below = let("logical_and", (nan, number), types.bool_)
+                before = let("logical_or", (before, below), types.bool_)
+            place = let("add", (place, let("where", (before, literal(half), zero), dtype)), dtype)
+            rest = 0 if rest == 1 else rest - half
+        self._alias(demand, place)
+
+    def _remembered(self, scope: Scope) -> str:
+        """The name the last statement of a scope defines, known to be of that scope."""
+        name = defined(scope.stmts[-1])
+        assert name is not None
+        scope.names.add(name)
+        return name
 
     def _choose(self, demand: Demand, guard: Guard, yes: str, no: str) -> None:
         self._alias(demand, self._select(demand, guard, yes, no))
@@ -256,3 +308,35 @@ class Lowering:
 def np_zero(dtype: DType) -> types.Array:
     """A 0-d zero."""
     return np.zeros((), dtype.np)
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A naive kernel and the nodes its parameters stand for, inputs and outputs."""
+
+    kernel: Kernel
+    params: tuple[Node, ...]
+
+
+def finished(state: Lowering, outputs: Iterable[Node], body: Body) -> Lowered:
+    """The kernel of a lowered body that stores these outputs."""
+    written = {n.id for n in outputs}
+    params = tuple(
+        Buffer(state.buffer_of[n.id], n.dtype, static_size(n.shape), Space.GLOBAL, n.id in written)
+        for n in state.params
+    )
+    return Lowered(Kernel(params, tuple(state.locals), body), tuple(state.params))
+
+
+def store(state: Lowering, node: Node, point: Point) -> None:
+    """Write one element of an output."""
+    name = state.value(node, point)
+    state.emit(Store(state.param(node), linearize(point, static_shape(node.shape)), name))
+
+
+def nest(loops: Sequence[Loop], body: Body) -> Body:
+    """The body inside loops, the first outermost."""
+    for loop in reversed(loops):
+        if loop.extent != 1:  # `at` has written its index as a constant
+            body = (For(loop, body),)
+    return body

@@ -194,6 +194,8 @@ class _Machine:
         args = tuple(np.broadcast_to(self.names[a], (active,)) for a in stmt.args)
         new = _combined(stmt.combine, tuple(a[:active] for a in acc), args)
         self.registers[key] = tuple(np.concatenate((n, a[active:])) for n, a in zip(new, acc, strict=True))
+        if stmt.name is not None:
+            self.names[stmt.name] = new[0]
 
     def _finish(self, stmt: Finish) -> Array:
         acc = self.registers.pop((stmt.buffer, self._first(stmt.index)))
@@ -215,6 +217,8 @@ def _identity(combine: str, dtype: DType, lanes: int) -> tuple[Array, ...]:
     values: Mapping[str, float] = {
         "sum": 0, "fma": 0, "any": 0, "prod": 1, "all": 1,
         "max": limits[0], "argmax": limits[0], "min": limits[1], "argmin": limits[1],
+        "cumulative_sum": -0.0, "cumulative_prod": 1, "linear_recurrence": 0,
+        "cumulative_max": limits[0], "cumulative_min": limits[1],
     }  # fmt: skip
     first = np.full(lanes, values[combine], dtype.np)
     return (first, np.full(lanes, _NO_PLACE, np.int64)) if combine in ("argmax", "argmin") else (first,)
@@ -232,6 +236,10 @@ _COMBINE: Mapping[str, str] = {
     "min": "minimum",
     "any": "logical_or",
     "all": "logical_and",
+    "cumulative_sum": "add",
+    "cumulative_prod": "multiply",
+    "cumulative_max": "maximum",
+    "cumulative_min": "minimum",
 }
 
 
@@ -240,6 +248,8 @@ def _combined(combine: str, acc: tuple[Array, ...], args: tuple[Array, ...]) -> 
     if combine == "fma":
         a, b = args
         return (fma(a, b, acc[0]) if acc[0].dtype.kind == "f" else acc[0] + a * b,)
+    if combine == "linear_recurrence":
+        return (_apply("safe_multiply", args[0], acc[0]) + args[1],)
     if combine in ("argmax", "argmin"):
         return _better(combine, acc, args, args[1] < 0)
     return (_apply(_COMBINE[combine], acc[0], args[0]),)

@@ -109,12 +109,16 @@ class Init:
 
 @dataclass(frozen=True, slots=True)
 class Accumulate:
-    """Combine values into an accumulator: one value; two factors for `fma`; value and index for argmax, argmin."""
+    """Combine values into an accumulator: one value; two factors for `fma`; value and index for argmax, argmin.
+
+    `name`, where there is one, names the value the accumulator then has: a running value.
+    """
 
     buffer: str
     index: Affine
     combine: str
     args: tuple[str, ...]
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +211,7 @@ def loops_of(body: Body) -> Iterator[For]:
 
 def defined(stmt: Stmt) -> str | None:
     """The name a statement defines."""
-    return stmt.name if isinstance(stmt, Let | Index | Load | Within | Finish) else None
+    return stmt.name if isinstance(stmt, Let | Index | Load | Within | Finish | Accumulate) else None
 
 
 def used(stmt: Stmt) -> Iterator[str]:

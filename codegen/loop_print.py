@@ -58,8 +58,9 @@ def _stmt_text(stmt: Stmt) -> str:
             return f"{buffer}[{index}] = {value}"
         case Init(buffer, index, combine):
             return f"{buffer}[{index}] = identity({combine})"
-        case Accumulate(buffer, index, combine, args):
-            return f"{buffer}[{index}] {combine}= {', '.join(args)}"
+        case Accumulate(buffer, index, combine, args, name):
+            running = "" if name is None else f"{name} = "
+            return f"{running}{buffer}[{index}] {combine}= {', '.join(args)}"
         case Finish(name, buffer, index, combine, dtype):
             return f"{name}: {dtype.name} = {combine} of {buffer}[{index}]"
         case For():

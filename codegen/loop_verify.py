@@ -35,6 +35,7 @@ from symgrad.types import DType, Type, bool_, int64
 # How many values each combination takes.
 COMBINATIONS: Mapping[str, int] = {
     "sum": 1, "prod": 1, "max": 1, "min": 1, "any": 1, "all": 1, "fma": 2, "argmax": 2, "argmin": 2,
+    "cumulative_sum": 1, "cumulative_prod": 1, "cumulative_max": 1, "cumulative_min": 1, "linear_recurrence": 2,
 }  # fmt: skip
 
 
@@ -310,6 +311,11 @@ class _Verifier:
             wanted = int64 if places and position == 1 else buffer.dtype
             if arg.dtype is not wanted:
                 _fail(stmt, f"{stmt.args[position]} is {arg.dtype}, wanted {wanted}")
+        if stmt.name is None:
+            return
+        if stmt.buffer in self.gathered:
+            _fail(stmt, f"{stmt.buffer} gathers over the lanes and has no running value")
+        self._define(stmt, stmt.name, buffer.dtype, self.vector is not None)
 
     def _registers(self, stmt: Init | Accumulate | Finish) -> set[tuple[str, int]]:
         """The registers a statement stands for over the loops around it. Lanes count as one."""

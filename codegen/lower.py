@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from codegen.access import Point, at, is_leaf, loops_for, member_point, ranges_of
+from codegen.access import SCATTERS, Point, at, is_leaf, loops_for, member_point, ranges_of
 from codegen.affine import ZERO, Affine, linearize, variable
 from codegen.costs import COSTS
 from codegen.group import Anchor, Group, point_shape
-from codegen.inline import Lowering
-from codegen.loop import Accumulate, Body, Buffer, Finish, For, Index, Init, Kernel, Let, Load, Loop, Space, Store
+from codegen.inline import Lowered, Lowering, finished, nest, store
+from codegen.loop import Accumulate, Finish, Index, Init, Let, Load, Loop, Space, Store
+from codegen.lower_scan import lower_scan
+from codegen.lower_sort import lower_sort
 from symgrad import types
 from symgrad.graph import Node
 from symgrad.opdef import Kind
-from symgrad.types import static_shape, static_size
+from symgrad.types import static_shape
 
 # Cost from which a value that several passes over a row need is kept in scratch memory.
 STAGE_COST = 6
 STAGE_BYTES = 64 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class Lowered:
-    """A naive kernel and the nodes its parameters stand for, inputs and outputs."""
-
-    kernel: Kernel
-    params: tuple[Node, ...]
 
 
 def lower(group: Group, stored: set[int]) -> Lowered:
@@ -43,20 +34,10 @@ def lower(group: Group, stored: set[int]) -> Lowered:
             return _lower_contract(group, stored)
         case Anchor.SCATTER:
             return _lower_scatter(group, stored)
-
-
-def _finish(state: Lowering, group: Group, body: Body) -> Lowered:
-    written = {n.id for n in group.outputs}
-    params = tuple(
-        Buffer(state.buffer_of[n.id], n.dtype, static_size(n.shape), Space.GLOBAL, n.id in written)
-        for n in state.params
-    )
-    return Lowered(Kernel(params, tuple(state.locals), body), tuple(state.params))
-
-
-def _store(state: Lowering, node: Node, point: Point) -> None:
-    name = state.value(node, point)
-    state.emit(Store(state.param(node), linearize(point, static_shape(node.shape)), name))
+        case Anchor.SCAN | Anchor.SCAN_BACK:
+            return lower_scan(group, stored)
+        case Anchor.SORT:
+            return lower_sort(group, stored)
 
 
 def _lower_map(group: Group, stored: set[int]) -> Lowered:
@@ -67,8 +48,8 @@ def _lower_map(group: Group, stored: set[int]) -> Lowered:
     for node in group.outputs:
         own = member_point(node, group.domain, point, ())
         assert own is not None
-        _store(state, node, own)
-    return _finish(state, group, _nest(loops, state.close()))
+        store(state, node, own)
+    return finished(state, group.outputs, nest(loops, state.close()))
 
 
 def _lower_rows(group: Group, stored: set[int]) -> Lowered:
@@ -170,7 +151,7 @@ class _Rows:
                 own = tuple(at(loop) for loop in self.outer)
                 state.bind((node, own, ()), name)
         self._row_outputs(len(self.passes), outputs, stored)
-        return _finish(state, group, _nest(self.outer, state.close()))
+        return finished(state, group.outputs, nest(self.outer, state.close()))
 
     def _point(self, loops: list[Loop]) -> Point:
         reduced = dict(zip(self.group.axes, loops, strict=True))
@@ -194,8 +175,8 @@ class _Rows:
         for node in reductions:
             self._accumulate(node, accumulators[node.id], point)
         for node in fulls:
-            _store(state, node, self._member_point(node, point))
-        for stmt in _nest(loops, state.close()):
+            store(state, node, self._member_point(node, point))
+        for stmt in nest(loops, state.close()):
             state.emit(stmt)
 
     def _member_point(self, node: Node, point: Point) -> Point:
@@ -213,7 +194,7 @@ class _Rows:
             own = tuple(at(loop) for loop in self.outer)
             if not self._is_reduction(node):
                 own = self._member_point(node, self._point(self.passes[0]))
-            _store(self.state, node, own)
+            store(self.state, node, own)
 
     def _accumulator(self, node: Node) -> str:
         name = self.state.local("a", node.inputs[0].dtype, 1, Space.REG)
@@ -278,7 +259,7 @@ def _lower_contract(group: Group, stored: set[int]) -> Lowered:
             for operand, labels in zip(node.inputs, (left, right), strict=True)
         ]
         state.emit(Accumulate(accumulator, ZERO, "fma", tuple(factors)))
-        for stmt in _nest(inner, state.close()):
+        for stmt in nest(inner, state.close()):
             state.emit(stmt)
     result = state.fresh()
     state.emit(Finish(result, accumulator, ZERO, "fma", node.dtype))
@@ -287,42 +268,44 @@ def _lower_contract(group: Group, stored: set[int]) -> Lowered:
     for member in group.outputs:
         own = member_point(member, group.domain, point, ())
         assert own is not None
-        _store(state, member, own)
-    return _finish(state, group, _nest(outer, state.close()))
+        store(state, member, own)
+    return finished(state, group.outputs, nest(outer, state.close()))
 
 
 def _lower_scatter(group: Group, stored: set[int]) -> Lowered:
-    """Copy the array, then add the updates one index after the other, so that the order of additions is fixed."""
+    """Copy the array, then bring in the updates one index after the other, so that their order is fixed.
+
+    The loops over the elements of a slice are outside: no two of their iterations touch the same element.
+    """
     (node,) = group.nodes
-    (axis,) = node.attrs
+    axis: int = node.attrs[0]
     array, indices, updates = node.inputs
     shape = static_shape(node.shape)
-    copy = [Loop(f"d{k}", d) for k, d in enumerate(shape)]
+    along = Loop(f"d{axis}", shape[axis])
     places = [Loop(f"i{k}", d) for k, d in enumerate(static_shape(indices.shape))]
     rest = [Loop(f"e{k}", d) for k, d in enumerate(shape) if k != axis]
-    state = Lowering(stored - {node.id}, ranges_of([*copy, *places, *rest]))
-    state.open(*(loop.name for loop in copy))
-    point = tuple(at(loop) for loop in copy)
+    state = Lowering(stored - {node.id}, ranges_of([along, *places, *rest]))
+    others = [at(loop) for loop in rest]
+    state.open(*(loop.name for loop in rest))
+    state.open(along.name)
+    point = (*others[:axis], at(along), *others[axis:])
     name = state.value(array, point)
     out = state.param(node)
     state.emit(Store(out, linearize(point, shape), name))
-    first = _nest(copy, state.close())
-    state.open(*(loop.name for loop in (*places, *rest)))
+    for stmt in nest([along], state.close()):
+        state.emit(stmt)
+    state.open(*(loop.name for loop in places))
     spots = tuple(at(loop) for loop in places)
-    others = [at(loop) for loop in rest]
     where = state.value(indices, spots)
     target = linearize((*others[:axis], variable(where), *others[axis:]), shape)
     update = state.value(updates, (*others[:axis], *spots, *others[axis:]))
-    old, new = state.fresh(), state.fresh()
-    state.emit(Load(old, out, target, node.dtype))
-    state.emit(Let(new, "add", (old, update), node.dtype))
-    state.emit(Store(out, target, new))
-    second = _nest([*places, *rest], state.close())
-    return _finish(state, group, (*first, *second))
-
-
-def _nest(loops: Sequence[Loop], body: Body) -> Body:
-    for loop in reversed(loops):
-        if loop.extent != 1:  # `at` has written its index as a constant
-            body = (For(loop, body),)
-    return body
+    combine = SCATTERS[node.op.name]
+    if combine is not None:
+        old, new = state.fresh(), state.fresh()
+        state.emit(Load(old, out, target, node.dtype))
+        state.emit(Let(new, combine, (old, update), node.dtype))
+        update = new
+    state.emit(Store(out, target, update))
+    for stmt in nest(places, state.close()):
+        state.emit(stmt)
+    return finished(state, group.outputs, nest(rest, state.close()))

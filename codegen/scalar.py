@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 from codegen import bases, hyperbolic, integers, inverse, polynomials, powers, remainders, trigonometry
 from codegen.target import Target
 from symgrad.errors import DTypeError
-from symgrad.types import DType, bool_, uint8, uint32, uint64
+from symgrad.types import DTYPES, DType, bool_, uint8, uint32, uint64
 
 
 class Value(NamedTuple):
@@ -489,6 +489,22 @@ def _power(b: ScalarBuilder, x: Value, y: Value) -> Value:
     return powers.power(b, x, y) if x.dtype.is_float else integers.power(b, x, y)
 
 
+def _order_key(b: ScalarBuilder, x: Value, *, descending: bool) -> Value:
+    unsigned = DTYPES[f"uint{x.dtype.itemsize * 8}"]
+    sign = 1 << (unsigned.bits - 1)
+    if x.dtype.is_float:
+        # Adding 0 makes -0.0 the same as 0.0. Negative numbers grow with their bits: all of them are inverted.
+        signed = b.bitcast(b.add(x, 0.0), DTYPES[f"int{unsigned.bits}"])
+        change = b.bit_or(b.shift_right(signed, unsigned.bits - 1), sign)
+        key = b.bitcast(b.bit_xor(signed, change), unsigned)
+        key = b.select(b.is_nan(x), b.const(unsigned, -1), key)
+    elif x.dtype.kind == "i":
+        key = b.bit_xor(b.bitcast(x, unsigned), sign)
+    else:
+        key = b.astype(x, unsigned)
+    return _invert(b, key) if descending else key
+
+
 def _philox(b: ScalarBuilder, *args: Value, word: int) -> Value:
     return b.philox(args[:4], args[4:])[word]
 
@@ -566,4 +582,5 @@ OPERATIONS: dict[str, Operation] = {
     "isinf": _is_inf,
     "fma": _floats("fma", ScalarBuilder.fma),
     "philox": _philox,
+    "order_key": _order_key,
 }

@@ -62,10 +62,7 @@ def schedule_contract(kernel: Kernel, target: Target) -> list[tuple[Kernel, tupl
     row_factor, column_factor = _factors(shape, tiling)
     out: list[tuple[Kernel, tuple[Step, ...]]] = []
     panel: Panel | None = None
-    others = [o.name for o in shape.outer if o.extent > 1 and o.name not in (tiling.rows, *tiling.more, tiling.columns)]
-    batch = [name for name in others if name in shape.loops_of(column_factor)]
-    batched = bool(batch) and len(batch) < len(others)
-    if tiling.pack_columns and tiling.row_block is None and not batched:
+    if tiling.pack_columns and _is_filled_once(shape, tiling, column_factor):
         kernel, panel = stage_panel(
             kernel, shape, column_factor, tiling.columns, tiling.column_tile, tiling.lanes, "panel"
         )
@@ -237,7 +234,6 @@ def _factors(shape: Contraction, tiling: Tiling) -> tuple[str, str]:
 
 def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
     rows, more, columns = tiling.rows, tiling.more, tiling.columns
-    extents = {o.name: o.extent for o in shape.outer}
     order = [o.name for o in shape.outer]
     steps: list[Step] = []
     for name in (rows, *more, columns):
@@ -255,18 +251,12 @@ def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
     steps.append(Split(columns, tiling.column_tile))
     inner = f"{columns}.1"
     steps += [Split(inner, tiling.lanes), Vectorize(f"{inner}.1", tiling.lanes), Unroll(f"{inner}.0")]
-    blocks = [n for n in order if n not in (rows, *more, columns)]
-    sizes = [extents[n] for n in blocks]
-    column_blocks = -(-extents[columns] // tiling.column_tile)
     if rows is None:
         steps += [*_inward(f"{inner}.1", f"{inner}.0", levels=levels), Join(f"{columns}.0")]
-        blocks.append(f"{columns}.0")
-        sizes.append(column_blocks)
     else:
-        block = tiling.row_block
         tile = rows
-        if block is not None:
-            steps.append(Split(rows, block))
+        if tiling.row_block is not None:
+            steps.append(Split(rows, tiling.row_block))
             tile = f"{rows}.1"
         steps += [Split(tile, tiling.row_tile), Unroll(f"{tile}.1")]
         steps += [Distribute(f"{tile}.1")] * (1 + len(more))
@@ -276,15 +266,35 @@ def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
         steps += _inward(f"{tile}.1", *reversed(more), levels=levels)
         # Columns outside rows: the panel of columns stays in the cache while the rows of a block pass by.
         steps.append(Distribute(f"{tile}.0"))
-        if block is not None:
-            blocks.append(f"{rows}.0")
-            sizes.append(-(-extents[rows] // block))
-        blocks += [f"{columns}.0", f"{tile}.0"]
-        sizes += [column_blocks, -(-(block or extents[rows]) // tiling.row_tile)]
-    first = parallel_position(sizes)
-    steps += [Distribute(n) for n in reversed(blocks[:first])]
-    steps.append(Parallel(blocks[first]))
+    blocks = _blocks(shape, tiling)
+    first = parallel_position([size for _, size in blocks])
+    steps += [Distribute(name) for name, _ in reversed(blocks[:first])]
+    steps.append(Parallel(blocks[first][0]))
     return tuple(steps)
+
+
+def _blocks(shape: Contraction, tiling: Tiling) -> list[tuple[str, int]]:
+    """The loops around a register tile from outside in, and their extents, before one of them is made parallel."""
+    extents = {o.name: o.extent for o in shape.outer}
+    rows, columns = tiling.rows, tiling.columns
+    blocks = [(o.name, o.extent) for o in shape.outer if o.name not in (rows, *tiling.more, columns)]
+    column_blocks = (f"{columns}.0", -(-extents[columns] // tiling.column_tile))
+    if rows is None:
+        return [*blocks, column_blocks]
+    if tiling.row_block is None:
+        return [*blocks, column_blocks, (f"{rows}.0", -(-extents[rows] // tiling.row_tile))]
+    row_blocks = (f"{rows}.0", -(-extents[rows] // tiling.row_block))
+    return [*blocks, row_blocks, column_blocks, (f"{rows}.1.0", -(-tiling.row_block // tiling.row_tile))]
+
+
+def _is_filled_once(shape: Contraction, tiling: Tiling, factor: str) -> bool:
+    """Whether the loops that a factor depends on are the outermost ones, so that a panel of it is packed only once."""
+    blocks = _blocks(shape, tiling)
+    first = blocks.pop(parallel_position([size for _, size in blocks]))
+    columns, mine = f"{tiling.columns}.0", shape.loops_of(factor)
+    order = [name for name, size in (first, *blocks) if size > 1 or name == columns]
+    needed = [name for name in order if name in mine or name == columns]
+    return order[: len(needed)] == needed
 
 
 def _spill_steps(kernel: Kernel, tiling: Tiling) -> tuple[Step, ...]:

@@ -414,7 +414,7 @@ def _segments(loop: Loop, body: Body) -> Body:
 
 
 def _is_pure(stmt: Stmt) -> bool:
-    return defined(stmt) is not None and not isinstance(stmt, Finish)
+    return defined(stmt) is not None and not isinstance(stmt, Finish | Accumulate)
 
 
 def _with_needed(body: Body, pure: dict[str, Stmt]) -> Body:

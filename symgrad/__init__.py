@@ -7,10 +7,16 @@ x = g.input("x", ("n",))
 f = sg.compile([x], sg.grad(sg.sum(sg.tanh(x)), x))
 """
 
-from symgrad import init, nn, optim, random
+from math import e, inf, nan, pi
+
+from symgrad import init, linalg, nn, optim, random
 from symgrad.api import compile
+from symgrad.checkpoint import checkpoint
 from symgrad.composites import *
+from symgrad.creation import empty, empty_like
+from symgrad.cumulative import *
 from symgrad.custom import custom_gradient, grad_clip, grad_scale, on_gradient
+from symgrad.dtypes import can_cast, finfo, iinfo, isdtype, result_type
 from symgrad.errors import (
     CompileError,
     DTypeError,
@@ -29,7 +35,10 @@ from symgrad.jacobian import hessian, jacobian, plan_derivative
 from symgrad.lint import LintReport, lint
 from symgrad.program import Program
 from symgrad.prune import prune
+from symgrad.segments import *
 from symgrad.serialize import export, load
+from symgrad.sorting import *
+from symgrad.sparse import SparseMatrix
 from symgrad.tower import derivative
 from symgrad.types import (
     DType,
@@ -45,9 +54,13 @@ from symgrad.types import (
     uint32,
     uint64,
 )
+from symgrad.updates import *
 from symgrad.vectorize import vmap
 
 __version__ = "0.1.0"
+newaxis = None
+"""What adds an axis of extent 1 in an index: `x[:, sg.newaxis]`."""
+
 __all__ = [
     "CompileError",
     "DType",
@@ -61,6 +74,7 @@ __all__ = [
     "Node",
     "Program",
     "ShapeError",
+    "SparseMatrix",
     "SymgradError",
     "abs",
     "acos",
@@ -72,9 +86,12 @@ __all__ = [
     "arange",
     "argmax",
     "argmin",
+    "argsort",
+    "argwhere",
     "asin",
     "asinh",
     "astype",
+    "at",
     "atan",
     "atan2",
     "atanh",
@@ -87,8 +104,10 @@ __all__ = [
     "bool_",
     "broadcast_arrays",
     "broadcast_to",
+    "can_cast",
     "cbrt",
     "ceil",
+    "checkpoint",
     "clip",
     "compile",
     "concat",
@@ -96,12 +115,20 @@ __all__ = [
     "cos",
     "cosh",
     "count_nonzero",
+    "cumulative_logsumexp",
+    "cumulative_max",
+    "cumulative_min",
+    "cumulative_prod",
+    "cumulative_sum",
     "custom_gradient",
     "depends_on",
     "derivative",
     "diff",
     "divide",
+    "e",
     "einsum",
+    "empty",
+    "empty_like",
     "equal",
     "erf",
     "erfc",
@@ -112,6 +139,7 @@ __all__ = [
     "expm1",
     "export",
     "eye",
+    "finfo",
     "flip",
     "float32",
     "float64",
@@ -119,6 +147,7 @@ __all__ = [
     "floor_divide",
     "full",
     "full_like",
+    "gather",
     "grad",
     "grad_clip",
     "grad_scale",
@@ -127,11 +156,14 @@ __all__ = [
     "hessian",
     "hvp",
     "hypot",
+    "iinfo",
+    "inf",
     "init",
     "int8",
     "int16",
     "int32",
     "int64",
+    "isdtype",
     "isfinite",
     "isinf",
     "isnan",
@@ -139,6 +171,7 @@ __all__ = [
     "jvp",
     "less",
     "less_equal",
+    "linalg",
     "linspace",
     "lint",
     "load",
@@ -153,19 +186,24 @@ __all__ = [
     "logical_or",
     "logical_xor",
     "logit",
+    "masked_select",
     "matmul",
     "matrix_transpose",
     "max",
     "maximum",
     "mean",
+    "median",
     "meshgrid",
     "min",
     "minimum",
     "moveaxis",
     "multiply",
+    "nan",
     "negative",
+    "newaxis",
     "nextafter",
     "nn",
+    "nonzero",
     "not_equal",
     "on_gradient",
     "one_hot",
@@ -175,27 +213,42 @@ __all__ = [
     "pad",
     "permute_dims",
     "phase",
+    "pi",
     "plan_derivative",
     "positive",
     "pow",
     "power",
     "prod",
     "prune",
+    "put_along_axis",
+    "quantile",
     "random",
     "reciprocal",
     "remainder",
     "repeat",
     "reshape",
+    "result_type",
     "roll",
     "round",
     "rsqrt",
     "scatter_add",
+    "scatter_max",
+    "scatter_min",
+    "scatter_multiply",
+    "scatter_set",
+    "searchsorted",
+    "segment_max",
+    "segment_mean",
+    "segment_min",
+    "segment_prod",
+    "segment_sum",
     "shape",
     "sigmoid",
     "sign",
     "signbit",
     "sin",
     "sinh",
+    "sort",
     "split",
     "sqrt",
     "square",
@@ -211,6 +264,7 @@ __all__ = [
     "tanh",
     "tensordot",
     "tile",
+    "top_k",
     "tril",
     "triu",
     "trunc",
@@ -218,6 +272,10 @@ __all__ = [
     "uint16",
     "uint32",
     "uint64",
+    "unique_all",
+    "unique_counts",
+    "unique_inverse",
+    "unique_values",
     "unstack",
     "var",
     "vecdot",

@@ -61,7 +61,8 @@ def compile(
 ) -> Function:
     """Make a function that computes the outputs from the inputs in native code.
 
-    `outputs` is a node, or a list, tuple or dict of nodes; a call returns the same structure. `updates` are pairs
+    `outputs` is a node or sparse matrix, or a list, tuple or dict of them; a call returns the same structure, with
+    arrays for nodes and a `scipy.sparse.csr_array` for each sparse matrix. `updates` are pairs
     (param or state, new value), all computed from the old values. `phase` decides between the branches of `phase`
     nodes: "train" by default when there are updates, else "infer". Functions over one graph share its params and
     states. Code is generated at the first call with new sizes, see `Function`. `threads` is the number of workers

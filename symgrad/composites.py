@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from symgrad.errors import ShapeError
 from symgrad.functions import (
     Axis,
@@ -11,32 +13,65 @@ from symgrad.functions import (
     concat,
     copysign,
     equal,
-    isnan,
+    exp,
+    expm1,
+    isfinite,
     less,
+    less_equal,
     log,
     log1p,
     logical_and,
-    logical_not,
+    logical_or,
+    max,
+    maximum,
     not_equal,
     reshape,
+    stop_gradient,
     sum,
     where,
 )
 from symgrad.graph import Node, Operand, describe
-from symgrad.operators import as_node, broadcast_to, common, constant_like
+from symgrad.operators import apply, as_node, broadcast_to, common, constant_like
 from symgrad.ops.build import slice_axis
-from symgrad.shaping import normal_axis
+from symgrad.shaping import normal_axes, normal_axis
 from symgrad.types import Shape, bool_
 
-__all__ = ["count_nonzero", "diff", "logit", "meshgrid", "signbit", "xlogy"]
+__all__ = ["count_nonzero", "diff", "log_sum_exp", "logaddexp", "logit", "meshgrid", "signbit", "xlogy"]
 
 
 def xlogy(a: Operand, b: Operand) -> Node:
-    """a * log(b), 0 where a is 0, whatever b is; NaN where b is NaN."""
+    """a * log(b), 0 where a is 0, whatever b is; NaN where b is NaN.
+
+    Where a is 0 the gradient with respect to a is log(b), but 0 where b has no finite logarithm; with respect to b it
+    is 0.
+    """
     a, b = common("xlogy", a, b)
-    # Where a is 0, log gets a number it is finite at, so that no derivative meets an infinity.
-    nothing = logical_and(equal(a, 0), logical_not(isnan(b)))
-    return where(nothing, constant_like(a, 0), a * log(where(nothing, constant_like(b, 1), b)))
+    # There log gets a number it is finite at, so that no derivative meets an infinity.
+    nothing = logical_and(equal(a, 0), logical_or(less_equal(b, 0), equal(b, math.inf)))
+    return a * log(where(nothing, constant_like(b, 1), b))
+
+
+def log_sum_exp(x: Node, axis: Axis = None, *, keepdims: bool = False) -> Node:
+    """log(sum(exp(x))) over axes, without overflow; -inf where all elements are -inf."""
+    axes = normal_axes("log_sum_exp", x, axis)
+    largest = _finite(max(x, axes, keepdims=True))
+    out = log(sum(exp(x - largest), axes, keepdims=True)) + largest
+    return out if keepdims else reshape(out, tuple(e for k, e in enumerate(x.shape) if k not in axes))
+
+
+def _finite(x: Node) -> Node:
+    """A shift for exponents: the value as a constant, 0 where it is not finite."""
+    return stop_gradient(apply("where", isfinite(x), x, constant_like(x, 0)))
+
+
+def logaddexp(a: Operand, b: Operand) -> Node:
+    """log(exp(a) + exp(b)), without overflow and exact where one term is small."""
+    a, b = common("logaddexp", a, b)
+    largest = _finite(maximum(a, b))
+    left, right = a - largest, b - largest
+    # The larger exponential is 1: subtract it where it stands, and the smaller keeps all its digits.
+    rest = where(a >= b, expm1(left) + exp(right), exp(left) + expm1(right))
+    return log1p(rest) + largest
 
 
 def logit(x: Node) -> Node:

@@ -16,8 +16,8 @@ def contract_forms(program: Program, rules: Rules) -> Program:
     """The program with the permutes and broadcasts that contractions read or feed absorbed into their labels.
 
     A permute of a result that others read too stays: the contraction is not computed twice. A broadcast is absorbed
-    where its new axes are axes of the other operand and of the result. `rules` are those of the sweep; with none at all
-    the program stays as it is.
+    where its new axes are axes of the other operand and of the result. A sum over axes of extent 1 is no sum: their
+    labels go. `rules` are those of the sweep; with none at all the program stays as it is.
     """
     nodes = program.nodes
     if not rules or not any(map(_is_candidate, nodes)):
@@ -41,7 +41,7 @@ def contract_forms(program: Program, rules: Rules) -> Program:
 
 def _is_candidate(node: Node) -> bool:
     if node.op.name == "contract":
-        return any(i.op.name in ("permute", "broadcast") for i in node.inputs)
+        return any(i.op.name in ("permute", "broadcast") or 1 in i.shape for i in node.inputs)
     return node.op.name == "permute" and node.inputs[0].op.name == "contract"
 
 
@@ -55,7 +55,15 @@ def _contraction(graph: Graph, node: Node, copies: Mapping[int, Node]) -> Node:
             if absorbed is None:
                 break
             operands[k], labels[k] = absorbed
+    for k in (0, 1):
+        operands[k], labels[k] = _without_unit_sums(operands[k], labels[k], out)
     return graph.add(OPS["contract"], (operands[0], operands[1]), (labels[0], labels[1], out))
+
+
+def _without_unit_sums(operand: Node, labels: str, out: str) -> tuple[Node, str]:
+    """The operand without axes of extent 1 that are summed over."""
+    kept = [axis for axis, label in enumerate(labels) if label in out or operand.shape[axis] != 1]
+    return reshape_to(operand, tuple(operand.shape[a] for a in kept)), "".join(labels[a] for a in kept)
 
 
 def _absorb(operand: Node, labels: str, other: str, out: str) -> tuple[Node, str] | None:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from symgrad.errors import DTypeError, ShapeError
 from symgrad.graph import Node, Operand, describe
+from symgrad.indexing import diagonal_first
 from symgrad.operators import apply, as_node, graph_of, matmul, permute_to, reshape_to
+from symgrad.ops.view import same_extent
 from symgrad.shaping import normal_axis
 from symgrad.types import Extent, promote
 
@@ -64,12 +66,14 @@ def _tail(count: int) -> str:
 def einsum(subscripts: str, *operands: Operand) -> Node:
     """The sum of products that labels describe, as `numpy.einsum`: `einsum("bik,bkj->bij", x, y)`.
 
-    Any number of operands, contracted in pairs from left to right; an ellipsis stands for axes that broadcast.
-    Without `->` the result has the labels that occur once, in alphabetical order. ShapeError for extents that differ
-    and for a label twice in one operand.
+    Any number of operands, contracted in pairs from left to right; an ellipsis stands for axes that broadcast. A label
+    that occurs twice in one operand takes its diagonal: `einsum("ii->", x)` is the trace. Without `->` the result has
+    the labels that occur once, in alphabetical order. ShapeError for extents that differ.
     """
     nodes = _lifted("einsum", operands)
     terms, out = _parse(subscripts, nodes)
+    for k, (term, node) in enumerate(zip(terms, nodes, strict=True)):
+        terms[k], nodes[k] = _diagonals(subscripts, term, node)
     extents = _extents(subscripts, terms, nodes)
     # An axis of extent 1 under a label that is longer elsewhere only broadcasts: drop it.
     for k, (term, node) in enumerate(zip(terms, nodes, strict=True)):
@@ -86,6 +90,21 @@ def einsum(subscripts: str, *operands: Operand) -> Node:
         term = kept_labels
     term, node = _sum_labels(term, node, out)
     return permute_to(node, [term.index(label) for label in out])
+
+
+def _diagonals(subscripts: str, term: str, node: Node) -> tuple[str, Node]:
+    """The term and operand with every label once."""
+    for label in sorted({x for x in term if term.count(x) > 1}):
+        axes = [k for k, x in enumerate(term) if x == label]
+        extent = same_extent([node.shape[k] for k in axes])
+        if extent is None:
+            listed = ", ".join(str(node.shape[k]) for k in axes)
+            raise ShapeError(f"einsum: label {label!r} of {subscripts!r} is {listed} in {describe(node)}")
+        # Extents that turn out to differ are reported by the reshape.
+        node = reshape_to(node, tuple(extent if k in axes else e for k, e in enumerate(node.shape)))
+        node = diagonal_first(node, axes)
+        term = label + term.replace(label, "")
+    return term, node
 
 
 def _sum_labels(term: str, node: Node, wanted: str) -> tuple[str, Node]:
@@ -113,12 +132,6 @@ def _parse(subscripts: str, nodes: Sequence[Node]) -> tuple[list[str], str]:
         spread = "".join(free[:count])[::-1] if dots else ""
         widest = spread if len(spread) > len(widest) else widest
         terms[k] = head + spread + tail
-        repeated = sorted({x for x in terms[k] if terms[k].count(x) > 1})
-        if repeated:
-            raise ShapeError(
-                f"einsum: label {repeated[0]!r} occurs twice in term {term!r}; take the diagonal first, "
-                "for example by a product with eye and a sum"
-            )
     labels = "".join(terms)
     out = result.replace("...", widest)
     if not arrow:

@@ -24,9 +24,9 @@ def _dtype(name: str, dtype: DTypeLike) -> DType:
     return found
 
 
-def full(graph: Graph, shape: Extent | Sequence[Extent], value: float, dtype: DTypeLike = float32) -> Node:
+def full(graph: Graph, shape: Extent | Sequence[Extent], fill_value: float, dtype: DTypeLike = float32) -> Node:
     """A node of this shape with every element the value."""
-    return filled(graph, checked_shape("full", shape), _dtype("full", dtype), value)
+    return filled(graph, checked_shape("full", shape), _dtype("full", dtype), fill_value)
 
 
 def zeros(graph: Graph, shape: Extent | Sequence[Extent], dtype: DTypeLike = float32) -> Node:
@@ -39,9 +39,14 @@ def ones(graph: Graph, shape: Extent | Sequence[Extent], dtype: DTypeLike = floa
     return full(graph, shape, 1, dtype)
 
 
-def full_like(x: Node, value: float, dtype: DTypeLike | None = None) -> Node:
+def empty(graph: Graph, shape: Extent | Sequence[Extent], dtype: DTypeLike = float32) -> Node:
+    """A node of this shape whose elements do not matter: zeros, because a graph holds values and not memory."""
+    return zeros(graph, shape, dtype)
+
+
+def full_like(x: Node, fill_value: float, dtype: DTypeLike | None = None) -> Node:
     """A node of the shape and, unless another is given, the data type of x with every element the value."""
-    return full(x.graph, x.shape, value, x.dtype if dtype is None else dtype)
+    return full(x.graph, x.shape, fill_value, x.dtype if dtype is None else dtype)
 
 
 def zeros_like(x: Node, dtype: DTypeLike | None = None) -> Node:
@@ -52,6 +57,11 @@ def zeros_like(x: Node, dtype: DTypeLike | None = None) -> Node:
 def ones_like(x: Node, dtype: DTypeLike | None = None) -> Node:
     """Ones in the shape and data type of x."""
     return full_like(x, 1, dtype)
+
+
+def empty_like(x: Node, dtype: DTypeLike | None = None) -> Node:
+    """A node of the shape and data type of x whose elements do not matter; see `empty`."""
+    return zeros_like(x, dtype)
 
 
 def arange(

@@ -99,6 +99,8 @@ class _Reader:
                 return _text(value)
             case "integer":
                 return _integer(value)
+            case "flag":
+                return _flag(value)
             case "integers":
                 return tuple([_integer(v) for v in _list(value)])
             case "dtype":
@@ -340,6 +342,12 @@ def _list(value: Json, length: int | None = None) -> list[Json]:
     if not isinstance(value, list) or (length is not None and len(cast("list[Any]", value)) != length):
         raise FormatError(f"expected a list{'' if length is None else f' of {length}'}, got {_brief(value)}")
     return cast("list[Any]", value)
+
+
+def _flag(value: Json) -> bool:
+    if not isinstance(value, bool):
+        raise FormatError(f"{_brief(value)} is not true or false")
+    return value
 
 
 def _integer(value: Json, low: int = -_MAX_INTEGER, high: int = _MAX_INTEGER) -> int:

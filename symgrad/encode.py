@@ -34,6 +34,7 @@ ATTRS = {
     "extent": "extent",
     "axis": "integer",
     "axes": "integers",
+    "step": "integer",
     "steps": "integers",
     "sizes": "integers",
     "strides": "integers",
@@ -51,6 +52,8 @@ ATTRS = {
     "count": "integer",
     "wrt": "integers",
     "modes": "text",
+    "side": "text",
+    "descending": "flag",
 }
 """How each attribute is stored, by its name, or by `operator.name` where operators differ."""
 
@@ -126,7 +129,7 @@ class Writer:
 
     def attr(self, form: str, value: Any) -> Json:
         match form:
-            case "text" | "integer":
+            case "text" | "integer" | "flag":
                 return value
             case "integers":
                 return list(value)

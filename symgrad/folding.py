@@ -193,7 +193,7 @@ FAMILIES: tuple[Computed, ...] = (
     Computed("concat_of_one", ("concat",), _concat_of_one),
 )
 
-_FOLDED = _names(Kind.POINTWISE, Kind.VIEW, Kind.REDUCE, Kind.CONTRACT, Kind.INDEXED)
+_FOLDED = _names(Kind.POINTWISE, Kind.VIEW, Kind.REDUCE, Kind.SCAN, Kind.CONTRACT, Kind.INDEXED)
 # A broadcast of a scalar constant is the form constants are kept in.
 FOLDING: tuple[Computed, ...] = tuple(
     _named("constant_folding", tuple(n for n in _FOLDED if n != "broadcast"), _of_constants, _CONSTANTS)

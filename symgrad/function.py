@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import numpy as np
@@ -17,6 +17,7 @@ from symgrad.bind import bind_shape, bind_sizes
 from symgrad.errors import CompileError, DTypeError, GraphError, ShapeError
 from symgrad.graph import Node, checked_extent, describe
 from symgrad.program import Program
+from symgrad.sparse import SparseMatrix, scipy_sparse
 from symgrad.types import Dim, as_dtype, static_shape
 
 if TYPE_CHECKING:
@@ -43,13 +44,19 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """How the outputs of a call are arranged: `kind` is Node, list, tuple or dict; `keys` are those of a dict."""
+    """How the outputs of a call are arranged: `kind` is Node, list, tuple or dict; `keys` are those of a dict.
+
+    `matrices` has for each output the sparse matrix it holds the entries of, or None; it is empty where all are arrays.
+    """
 
     kind: type
     keys: tuple[str, ...] = ()
+    matrices: tuple[SparseMatrix | None, ...] = ()
 
-    def pack(self, values: list[Array]) -> Any:
+    def pack(self, values: list[Any]) -> Any:
         """The outputs in the structure that was asked for."""
+        if self.matrices:
+            values = [v if m is None else m.to_scipy(v) for v, m in zip(values, self.matrices, strict=True)]
         if self.kind is Node:
             return values[0]
         if self.kind is dict:
@@ -70,9 +77,15 @@ class Structure:
 
 
 def flatten(outputs: Any) -> tuple[list[Node], Structure]:
-    """The nodes of outputs given as a node, list, tuple or dict, and their structure."""
+    """The nodes of outputs given as a node, list, tuple or dict, and their structure.
+
+    A sparse matrix stands for the node of its entries. ImportError where there is one and SciPy is not installed.
+    """
     if isinstance(outputs, Node):
         return [outputs], Structure(Node)
+    if isinstance(outputs, SparseMatrix):
+        scipy_sparse()
+        return [outputs.data], Structure(Node, (), (outputs,))
     if isinstance(outputs, Mapping):
         named = cast("Mapping[Any, Any]", outputs)
         if wrong := [key for key in named if not isinstance(key, str)]:
@@ -83,6 +96,11 @@ def flatten(outputs: Any) -> tuple[list[Node], Structure]:
         structure = Structure(list if isinstance(outputs, list) else tuple)
     else:
         raise GraphError(f"outputs must be a node, or a list, tuple or dict of nodes, got {type(outputs).__name__}")
+    matrices = tuple([n if isinstance(n, SparseMatrix) else None for n in nodes])
+    if any(m is not None for m in matrices):
+        scipy_sparse()
+        structure = replace(structure, matrices=matrices)
+        nodes = [n if m is None else m.data for n, m in zip(nodes, matrices, strict=True)]
     for node in nodes:
         if not isinstance(node, Node):
             nested = isinstance(node, list | tuple | Mapping)
@@ -176,8 +194,9 @@ class Function:
     """A compiled function. Call it with arrays, by position or by name.
 
     Inputs are read and never written; they are copied only when they are not contiguous, aligned and in native byte
-    order. Outputs are fresh arrays, or those given as `out`, in the structure that was asked for. The first call with
-    new sizes of symbolic dimensions compiles for them; the result is kept. A call may come from any thread.
+    order. Outputs are fresh arrays, or those given as `out`, in the structure that was asked for; a sparse matrix is a
+    `scipy.sparse.csr_array`, and in `out` the array of its entries. The first call with new sizes of symbolic
+    dimensions compiles for them; the result is kept. A call may come from any thread.
 
     Errors: ShapeError and DTypeError for inputs that do not fit, GraphError for missing or unknown names, IndexError
     for indices out of range; params and states are unchanged then.
@@ -192,7 +211,7 @@ class Function:
         self._make = make
         self._inputs = program.inputs
         self._dtypes = [n.dtype.np for n in program.inputs]
-        self._single = structure.kind is Node
+        self._single = structure.kind is Node and not structure.matrices
         self._bindings: dict[Shapes, Binding] = {}
         self._state_lock = program.graph.lock if program.states else None
 

@@ -25,15 +25,24 @@ from symgrad.creation import (
     zeros_like,
 )
 from symgrad.errors import DTypeError
+from symgrad.gathering import (
+    gather,
+    put_along_axis,
+    scatter_add,
+    scatter_max,
+    scatter_min,
+    scatter_multiply,
+    scatter_set,
+    take,
+    take_along_axis,
+)
 from symgrad.graph import Node, Operand, describe
-from symgrad.indexing import take_checked
 from symgrad.operators import (
     apply,
     as_node,
     binary,
     bits,
     common,
-    constant_like,
     divide,
     graph_of,
     invert,
@@ -67,7 +76,7 @@ from symgrad.shaping import (
     tile,
     unstack,
 )
-from symgrad.types import DType, Extent, Shape, as_dtype, bool_, float32, int64, joint_shape, size_of, uint64
+from symgrad.types import DType, Extent, as_dtype, bool_, float32, int64, joint_shape, size_of, uint64
 
 if TYPE_CHECKING:
     from symgrad.types import DTypeLike
@@ -120,6 +129,7 @@ __all__ = [
     "floor_divide",
     "full",
     "full_like",
+    "gather",
     "greater",
     "greater_equal",
     "hypot",
@@ -133,8 +143,6 @@ __all__ = [
     "log1p",
     "log2",
     "log10",
-    "log_sum_exp",
-    "logaddexp",
     "logical_and",
     "logical_not",
     "logical_or",
@@ -161,6 +169,7 @@ __all__ = [
     "pow",
     "power",
     "prod",
+    "put_along_axis",
     "reciprocal",
     "remainder",
     "repeat",
@@ -169,6 +178,10 @@ __all__ = [
     "round",
     "rsqrt",
     "scatter_add",
+    "scatter_max",
+    "scatter_min",
+    "scatter_multiply",
+    "scatter_set",
     "shape",
     "sigmoid",
     "sign",
@@ -387,7 +400,7 @@ def _reduce(name: str, x: Node, axis: Axis, keepdims: bool) -> Node:
     return keep_axes(out, x.shape, axes) if keepdims else out
 
 
-def _widened(x: Node, dtype: DTypeLike | None, name: str) -> Node:
+def widened(x: Node, dtype: DTypeLike | None, name: str) -> Node:
     """The node in the data type sums are computed in: integers in at least 64 bits, floating types in their own."""
     if dtype is not None:
         return astype(x, _dtype(name, dtype))
@@ -398,12 +411,12 @@ def _widened(x: Node, dtype: DTypeLike | None, name: str) -> Node:
 
 def sum(x: Node, axis: Axis = None, *, dtype: DTypeLike | None = None, keepdims: bool = False) -> Node:
     """The sum over axes, all by default; 0 over nothing. Integers and bool add up in 64 bits."""
-    return _reduce("sum", _widened(x, dtype, "sum"), axis, keepdims)
+    return _reduce("sum", widened(x, dtype, "sum"), axis, keepdims)
 
 
 def prod(x: Node, axis: Axis = None, *, dtype: DTypeLike | None = None, keepdims: bool = False) -> Node:
     """The product over axes, all by default; 1 over nothing. The gradient is exact with any number of zeros."""
-    return _reduce("prod", _widened(x, dtype, "prod"), axis, keepdims)
+    return _reduce("prod", widened(x, dtype, "prod"), axis, keepdims)
 
 
 def max(x: Node, axis: Axis = None, *, keepdims: bool = False) -> Node:
@@ -480,78 +493,10 @@ def std(x: Node, axis: Axis = None, *, correction: float = 0, keepdims: bool = F
     return sqrt(var(x, axis, correction=correction, keepdims=keepdims))
 
 
-def log_sum_exp(x: Node, axis: Axis = None, *, keepdims: bool = False) -> Node:
-    """log(sum(exp(x))) over axes, without overflow; -inf where all elements are -inf."""
-    axes = normal_axes("log_sum_exp", x, axis)
-    largest = _finite(max(x, axes, keepdims=True))
-    out = log(sum(exp(x - largest), axes, keepdims=True)) + largest
-    return out if keepdims else reshape(out, tuple(e for k, e in enumerate(x.shape) if k not in axes))
-
-
-def _finite(x: Node) -> Node:
-    """A shift for exponents: the value as a constant, 0 where it is not finite."""
-    return stop_gradient(apply("where", isfinite(x), x, constant_like(x, 0)))
-
-
-def logaddexp(a: Operand, b: Operand) -> Node:
-    """log(exp(a) + exp(b)), without overflow and exact where one term is small."""
-    a, b = common("logaddexp", a, b)
-    largest = _finite(maximum(a, b))
-    left, right = a - largest, b - largest
-    # The larger exponential is 1: subtract it where it stands, and the smaller keeps all its digits.
-    rest = where(a >= b, expm1(left) + exp(right), exp(left) + expm1(right))
-    return log1p(rest) + largest
-
-
-def take(x: Node, indices: Operand, axis: int | None = None) -> Node:
-    """The slices of x at integer indices along an axis; the axis may be left out for 1-dimensional x.
-
-    The result has the shape of the indices in place of the axis. Negative indices count from the end; an index out of
-    range is an IndexError at the call. The gradient accumulates repeated indices.
-    """
-    place = 0 if axis is None and x.ndim == 1 else normal_axis("take", x, axis)
-    return take_checked(x, _indices(x, indices), place)
-
-
-def _indices(x: Node, indices: Operand) -> Node:
-    return as_node(x, indices, int64) if is_scalar(indices) else as_node(x, indices)
-
-
-def take_along_axis(x: Node, indices: Operand, axis: int = -1) -> Node:
-    """For each position of the other axes the elements of x at its own indices along an axis.
-
-    The indices have the shape of x but for the axis. IndexError at the call for an index out of range.
-    """
-    place = normal_axis("take_along_axis", x, axis)
-    index = _indices(x, indices)
-    rest: Shape = x.shape[:place] + x.shape[place + 1 :]
-    length, rows = x.shape[place], size_of(rest)
-    index = apply("check_index", index, extent=length)
-    index = moveaxis(broadcast_to(astype(index, int64), _with_axis(rest, place, index.shape[place])), place, -1)
-    starts = source(x.graph, "iota", extent=rows, dtype=int64) * length
-    flat = reshape(index, (rows, index.shape[-1])) + reshape(starts, (rows, 1))
-    found = apply("take", reshape(moveaxis(x, place, -1), (rows * length,)), flat, axis=0)
-    return moveaxis(reshape(found, index.shape), -1, place)
-
-
-def _with_axis(rest: Shape, place: int, extent: Extent) -> Shape:
-    return (*rest[:place], extent, *rest[place:])
-
-
-def scatter_add(x: Node, indices: Operand, updates: Operand, axis: int = 0) -> Node:
-    """x with updates added to its slices at indices along an axis; repeated indices accumulate.
-
-    The updates broadcast to the shape `take` gives. IndexError at the call for an index out of range.
-    """
-    place = normal_axis("scatter_add", x, axis)
-    index = apply("check_index", _indices(x, indices), extent=x.shape[place])
-    added = as_node(x, updates)
-    added = added if added.dtype is x.dtype else astype(added, x.dtype)
-    full_shape: Shape = x.shape[:place] + index.shape + x.shape[place + 1 :]
-    return apply("scatter_add", x, index, broadcast_to(added, full_shape), axis=place)
-
-
 def one_hot(indices: Node, extent: Extent, dtype: DTypeLike = float32) -> Node:
-    """Rows of zeros with a one at each index: shape (*indices.shape, extent). An index out of range gives zeros."""
+    """Rows of zeros with a one at each index: shape (*indices.shape, extent).
+
+    An index out of range, and so every negative one, gives a row of zeros.
+    """
     classes = source(indices.graph, "iota", extent=extent, dtype=int64)
     return astype(equal(expand_dims(indices, -1), classes), dtype)

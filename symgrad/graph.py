@@ -66,6 +66,11 @@ class Node:
         return len(self.type.shape)
 
     @property
+    def size(self) -> Extent:
+        """The number of elements: an int, or an extent where the shape has symbolic ones."""
+        return types.size_of(self.type.shape)
+
+    @property
     def name(self) -> str | None:
         """The name of an input, param or state; None for other nodes."""
         return self.attrs[0] if self.op.name in NAMED else None
@@ -155,6 +160,12 @@ class Node:
 
     def __iter__(self) -> Iterator[Node]:
         raise _unknown(self, "elements", "use sg.unstack(node, axis=0), or whole-array operators")
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise TypeError(
+            f"{describe(self)}: nodes are immutable, elements cannot be set; "
+            "sg.at(node)[index].set(value) gives a node with new elements"
+        )
 
     if TYPE_CHECKING:
         # Installed by symgrad.operators, which knows how operands are lifted, promoted and broadcast.

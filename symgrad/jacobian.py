@@ -1,10 +1,13 @@
-"""Jacobians and Hessians as nodes: one product with a Jacobian, vectorized over the rows of an identity matrix."""
+"""Jacobians and Hessians as nodes: one product with a Jacobian, vectorized over the rows of an identity matrix.
+
+Sparse ones are vectorized over fewer directions, see `symgrad.sparse`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, overload
+from typing import Literal, overload
 
 from symgrad.diagonals import for_every_element
 from symgrad.errors import GradientError
@@ -13,22 +16,27 @@ from symgrad.graph import Node, ancestors, describe
 from symgrad.ops.build import permute_to, reshape_to
 from symgrad.program import operations
 from symgrad.rules import full
+from symgrad.sparse import Mode, SparseMatrix, sparse_hessian, sparse_jacobian
 from symgrad.types import Dim, Extent, Joint, Quotient, Shape, size_of
 from symgrad.vectorize import placeholder
-
-Mode: TypeAlias = Literal["forward", "reverse"]
 
 ASSUMED_EXTENT = 100
 """What a symbolic extent counts as where the operations of two derivatives are compared."""
 
 
 @overload
-def jacobian(y: Node, x: Node, *, mode: Mode | None = None) -> Node: ...
+def jacobian(y: Node, x: Node, *, mode: Mode | None = None, sparse: Literal[False] = False) -> Node: ...
 @overload
-def jacobian(y: Node, x: Sequence[Node], *, mode: Mode | None = None) -> list[Node]: ...
+def jacobian(y: Node, x: Sequence[Node], *, mode: Mode | None = None, sparse: Literal[False] = False) -> list[Node]: ...
+@overload
+def jacobian(y: Node, x: Node, *, mode: Mode | None = None, sparse: Literal[True]) -> SparseMatrix: ...
+@overload
+def jacobian(y: Node, x: Sequence[Node], *, mode: Mode | None = None, sparse: Literal[True]) -> list[SparseMatrix]: ...
 
 
-def jacobian(y: Node, x: Node | Sequence[Node], *, mode: Mode | None = None) -> Node | list[Node]:
+def jacobian(
+    y: Node, x: Node | Sequence[Node], *, mode: Mode | None = None, sparse: bool = False
+) -> Node | list[Node] | SparseMatrix | list[SparseMatrix]:
     """The derivative of every element of `y` with respect to every element of `x`: of shape y.shape + x.shape.
 
     `x` is a node or a list of nodes; a list gives a list. Reverse mode is one product of cotangents with the Jacobian,
@@ -36,13 +44,22 @@ def jacobian(y: Node, x: Node | Sequence[Node], *, mode: Mode | None = None) -> 
     `mode` None builds both and gives the one of fewer operations, symbolic extents counted as 100; equal counts give
     reverse. What `y` does not depend on has zeros.
 
-    Raises GradientError (no derivative defined) and GraphError (nodes of different graphs, or an operator that cannot
-    be vectorized).
+    `sparse` gives a `SparseMatrix` instead, with one row for each element of `y` and one column for each of `x`: just
+    the entries that the graph does not show to be zero. They take one product for each color of a coloring of the
+    columns (forward mode) or rows (reverse mode); `mode` None takes the one of fewer colors. All extents must be
+    numbers. An index that is not constant counts as any, so entries may be zeros.
+
+    Raises GradientError (no derivative defined, or too many entries), GraphError (nodes of different graphs, or an
+    operator that cannot be vectorized) and, for a sparse one, ShapeError (an extent is symbolic).
 
         j = sg.jacobian(sg.tanh(w @ x), x)    # of shape (rows, columns) for w of this shape
+        j = sg.jacobian(x[1:] - x[:-1] ** 2, x, sparse=True)    # two products, for x of any length
     """
     targets = _checked("jacobian", y, x)
     _check_mode("jacobian", mode)
+    if sparse:
+        matrices = [sparse_jacobian(y, t, mode) for t in targets]
+        return matrices[0] if isinstance(x, Node) else matrices
     if mode is None:
         found = min((_rows(y, targets), _columns(y, targets)), key=_estimated_operations)
     else:
@@ -51,21 +68,44 @@ def jacobian(y: Node, x: Node | Sequence[Node], *, mode: Mode | None = None) -> 
 
 
 @overload
-def hessian(y: Node, x: Node, *, mode: Mode = "forward") -> Node: ...
+def hessian(y: Node, x: Node, *, mode: Mode = "forward", sparse: Literal[False] = False) -> Node: ...
 @overload
-def hessian(y: Node, x: Sequence[Node], *, mode: Mode = "forward") -> list[list[Node]]: ...
+def hessian(
+    y: Node, x: Sequence[Node], *, mode: Mode = "forward", sparse: Literal[False] = False
+) -> list[list[Node]]: ...
+@overload
+def hessian(y: Node, x: Node, *, mode: Mode = "forward", sparse: Literal[True]) -> SparseMatrix: ...
+@overload
+def hessian(
+    y: Node, x: Sequence[Node], *, mode: Mode = "forward", sparse: Literal[True]
+) -> list[list[SparseMatrix]]: ...
 
 
-def hessian(y: Node, x: Node | Sequence[Node], *, mode: Mode = "forward") -> Node | list[list[Node]]:
+def hessian(
+    y: Node, x: Node | Sequence[Node], *, mode: Mode = "forward", sparse: bool = False
+) -> Node | list[list[Node]] | SparseMatrix | list[list[SparseMatrix]]:
     """The second derivatives of a scalar with respect to every pair of elements of `x`: of shape x.shape + x.shape.
 
     A list gives blocks: `hessian(y, [a, b])[0][1]` has shape a.shape + b.shape. By default forward mode over the
     gradient, vectorized over the elements of `x`; `mode="reverse"` is reverse mode over the gradient. Raises as
     `jacobian`.
+
+    `sparse` gives a `SparseMatrix` instead, with a row and a column for each element of `x`, whose entries take few
+    products: by symmetry often fewer than the entries of one row. It has both of two mirrored entries.
+
+        h = sg.hessian(sg.sum((x[1:] - x[:-1] ** 2) ** 2), x, sparse=True)    # tridiagonal: three products
     """
     targets = _checked("hessian", y, x)
     _check_scalar("hessian", y)
     _check_mode("hessian", mode)
+    if sparse and isinstance(x, Node):
+        return sparse_hessian(y, x, mode)
+    if sparse:
+        pairs = list(zip(targets, grad(y, targets), strict=True))
+        return [
+            [sparse_hessian(y, t, mode) if t is one else sparse_jacobian(gradient, t, mode) for t in targets]
+            for one, gradient in pairs
+        ]
     blocks = _blocks(y, targets, mode)
     return blocks[0][0] if isinstance(x, Node) else blocks
 
@@ -115,11 +155,11 @@ class DerivativePlan:
         return "\n".join(lines)
 
 
-def plan_derivative(y: Node, x: Node | Sequence[Node]) -> DerivativePlan:
+def plan_derivative(y: Node, x: Node | Sequence[Node], *, sparse: bool = False) -> DerivativePlan:
     """The operations, nodes and bytes of every way to the Jacobian of `y`, and of a scalar to its Hessian.
 
-    Nothing is computed; the ways are built in the graph, where `jacobian` and `hessian` find them. Raises as
-    `jacobian`.
+    Nothing is computed; the ways are built in the graph, where `jacobian` and `hessian` find them. `sparse` shows
+    sparse ones too, with their numbers of products; the choices are between dense ones. Raises as `jacobian`.
 
         print(sg.plan_derivative(loss, w))
     """
@@ -134,6 +174,11 @@ def plan_derivative(y: Node, x: Node | Sequence[Node]) -> DerivativePlan:
             blocks = _blocks(y, targets, mode)
             second.append(_cost(f"hessian, {mode} over reverse", [block for row in blocks for block in row]))
     best = min(second, key=lambda c: c.estimate).name.removeprefix("hessian, ") if second else None
+    if sparse:
+        costs.append(_sparse_cost("jacobian", jacobian(y, targets, sparse=True)))
+        if y.shape == ():
+            rows = hessian(y, targets, sparse=True)
+            second.append(_sparse_cost("hessian", [matrix for row in rows for matrix in row]))
     return DerivativePlan(describe(y), tuple(map(describe, targets)), (*costs, *second), choice, best)
 
 
@@ -191,6 +236,11 @@ def _cost(name: str, results: Sequence[Node]) -> DerivativeCost:
         size = size + size_of(result.shape) * result.dtype.itemsize
     reached = ancestors(results)
     return DerivativeCost(name, _operations(reached), _estimated_operations(results), len(reached), size)
+
+
+def _sparse_cost(what: str, matrices: Sequence[SparseMatrix]) -> DerivativeCost:
+    products = sum(matrix.colors for matrix in matrices)
+    return _cost(f"{what}, sparse: {products} product{'s' * (products != 1)}", [matrix.data for matrix in matrices])
 
 
 def _operations(nodes: Sequence[Node]) -> Extent:

@@ -21,6 +21,7 @@ from symgrad.activations import (
     softplus,
     softsign,
 )
+from symgrad.adaptive_pooling import adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d
 from symgrad.convolution import (
     adaptive_avg_pool2d,
     avg_pool1d,
@@ -61,6 +62,9 @@ from symgrad.losses import (
 
 __all__ = [
     "adaptive_avg_pool2d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
     "attention",
     "avg_pool1d",
     "avg_pool2d",

@@ -25,6 +25,7 @@ class Kind(enum.Enum):
     VIEW = "view"  # output elements are input elements, or a fill, at an index that depends on the output index alone
     REDUCE = "reduce"  # output elements combine the input elements along axes
     CONTRACT = "contract"  # sums of products
+    SCAN = "scan"  # output elements combine the input elements up to their place along an axis
     INDEXED = "indexed"  # the index depends on the data
     CONTROL = "control"  # sub-programs, phases, gradient control; gone before code generation
 

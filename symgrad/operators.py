@@ -87,8 +87,9 @@ def _weak_scalar(graph: Graph, value: bool | float | Dim, target: DType) -> Node
                 raise DTypeError(f"{value!r} does not fit {target}; use astype on the other operand")
     elif not isinstance(value, bool):
         target = int64 if target is bool_ else target
-        limits = np.iinfo(target.np) if target.is_integer else None
-        if limits is not None and not limits.min <= value <= limits.max:
+        limits = np.iinfo(target.np) if target.is_integer else np.finfo(target.np)
+        # As a Python number of any size: a NumPy float would overflow in the comparison.
+        if not int(limits.min) <= value <= int(limits.max):
             raise DTypeError(f"{value} does not fit {target}; use astype on the other operand")
     return scalar_const(graph, target, value)
 
@@ -205,7 +206,8 @@ def _power_chain(a: Node, exponent: float) -> Node | None:
         case -1:
             return apply("reciprocal", a)
         case -2:
-            return apply("reciprocal", apply("square", a))
+            # Not the reciprocal of the square: its derivatives at 0 would have a factor 0, though they are infinite.
+            return apply("square", apply("reciprocal", a))
         case 0.5:
             return apply("sqrt", a)
         case _:

@@ -62,7 +62,7 @@ class Program:
         """What the program takes, gives, holds and costs, and what pruning took away.
 
         Weights are params, states and constants with dimensions. Operations are counted per call: one for each element
-        of a pointwise result, each element a reduction reads, two for each product of a contraction; calls of
+        of a pointwise result, each element a reduction or scan reads, two for each product of a contraction; calls of
         sub-programs are not counted.
         """
         nodes = self.nodes
@@ -99,14 +99,14 @@ def operations(node: Node) -> Extent:
     match node.op.kind:
         case Kind.POINTWISE:
             return size_of(node.shape)
-        case Kind.REDUCE:
+        case Kind.REDUCE | Kind.SCAN:
             return size_of(node.inputs[0].shape)
         case Kind.CONTRACT:
             left, right, _ = node.attrs
             extents = dict(zip(left + right, node.inputs[0].shape + node.inputs[1].shape, strict=True))
             return size_of(tuple(extents.values())) * 2
         case Kind.INDEXED:
-            return size_of(node.inputs[-1].shape) if node.op.name == "scatter_add" else 0
+            return 0 if node.op.name in ("take", "scatter_set") else size_of(node.inputs[-1].shape)
         case Kind.SOURCE | Kind.VIEW | Kind.CONTROL:
             return 0
 

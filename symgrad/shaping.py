@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from symgrad.operators import apply, as_node, common, graph_of, permute_to, resh
 from symgrad.operators import broadcast_to as broadcast_node
 from symgrad.ops.build import scalar_literal, slice_axis
 from symgrad.types import Dim, Extent, Shape, promote, size_of
+
+if TYPE_CHECKING:
+    from symgrad.types import Array
 
 
 def shape(x: Node) -> Shape:
@@ -149,10 +152,11 @@ def stack(arrays: Sequence[Operand], axis: int = 0) -> Node:
     return concat([expand_dims(n, place) for n in nodes], place)
 
 
-def unstack(x: Node, axis: int = 0) -> list[Node]:
+def unstack(x: Node, axis: int = 0) -> tuple[Node, ...]:
     """The slices along an axis of known extent, without it."""
     place = normal_axis("unstack", x, axis)
-    return [squeeze(part, place) for part in _cut(x, place, range(1, _known("unstack", x, place)))]
+    parts = _cut(x, place, range(1, _known("unstack", x, place)))
+    return tuple([squeeze(part, place) for part in parts])
 
 
 def _known(name: str, x: Node, axis: int) -> int:
@@ -217,14 +221,34 @@ def tile(x: Node, repetitions: int | Sequence[int]) -> Node:
     return reshape_to(broadcast_node(reshape_to(x, split_shape), full), out)
 
 
-def repeat(x: Node, repeats: int, axis: int | None = None) -> Node:
-    """Every element repeated so many times along an axis, of the flattened node by default."""
+def repeat(x: Node, repeats: Extent | Sequence[int] | Array, axis: int | None = None) -> Node:
+    """Every element repeated so many times along an axis, of the flattened node by default.
+
+    `repeats` is one number, or a sequence with a number for each element of an axis of known extent: numbers and not
+    nodes, because they decide the shape.
+    """
+    if isinstance(repeats, Node):
+        raise ShapeError(f"repeat: {describe(repeats)} would decide the shape; give numbers, or use take")
     if axis is None:
         x, axis = reshape(x, (-1,)), 0
     place = normal_axis("repeat", x, axis)
+    if isinstance(repeats, Sequence | np.ndarray):
+        return _repeat_each(x, np.asarray(repeats), place)
+    (repeats,) = checked_shape("repeat", repeats)
     head, extent, tail = x.shape[:place], x.shape[place], x.shape[place + 1 :]
     spread = broadcast_node(reshape_to(x, (*head, extent, 1, *tail)), (*head, extent, repeats, *tail))
     return reshape_to(spread, (*head, extent * repeats, *tail))
+
+
+def _repeat_each(x: Node, repeats: Array, axis: int) -> Node:
+    if repeats.ndim > 1 or repeats.dtype.kind not in "iu" or (repeats < 0).any():
+        raise ShapeError(f"repeat: repeats must be integers of at least 0 in one row, got {repeats!r}")
+    if repeats.size == 1:
+        return repeat(x, int(repeats.reshape(())), axis)
+    extent = _known("repeat", x, axis)
+    if repeats.size != extent:
+        raise ShapeError(f"repeat: {repeats.size} repeats for axis {axis} of {describe(x)}")
+    return apply("take", x, x.graph.const(np.repeat(np.arange(extent), repeats)), axis=axis)
 
 
 def roll(x: Node, shift: int | Sequence[int], axis: int | Sequence[int] | None = None) -> Node:

@@ -221,6 +221,8 @@ def _rule(node: Node) -> BatchRule:
         return _pointwise
     if node.op.kind is Kind.REDUCE and node.op.attrs in (("axes",), ("axis",)):
         return _reduction
+    if node.op.kind is Kind.SCAN:
+        return _scan
     raise GraphError(
         f"vmap: {node.op.name} has no batching rule: {describe(node)}; write it with other operators, or keep it "
         "independent of what is mapped"
@@ -247,6 +249,10 @@ def _reduction(node: Node, operands: Sequence[Node], live: Sequence[bool], exten
     if node.op.attrs == ("axis",):
         return again(node, operands, axis=node.attrs[0] + 1)
     return again(node, operands, axes=tuple(a + 1 for a in node.attrs[0]))
+
+
+def _scan(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent) -> Node:
+    return again(node, _all_rows(operands, live, extent), axis=_attr(node, "axis") + 1)
 
 
 def _sum_to(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent) -> Node:
@@ -313,7 +319,7 @@ def _take(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Ex
     return permute_to(flat, inverse_order(_axis_first(flat.ndim, axis, index.ndim - 1)))
 
 
-def _scatter_add(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent) -> Node:
+def _scatter(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent) -> Node:
     index = operands[1]
     axis: int = node.attrs[0]
     x, updates = (_with_rows(operands[k], live[k], extent) for k in (0, 2))
@@ -322,8 +328,19 @@ def _scatter_add(node: Node, operands: Sequence[Node], live: Sequence[bool], ext
     rows = permute_to(updates, _axis_first(updates.ndim, axis, index.ndim - 1))
     order = _axis_first(x.ndim, axis, 1)
     moved = tuple(x.shape[k] for k in order)
-    flat = apply("scatter_add", _joined(x, axis), _shifted(index, extent, x.shape[axis + 1]), rows, axis=0)
+    flat = again(node, (_joined(x, axis), _shifted(index, extent, x.shape[axis + 1]), rows), axis=0)
     return permute_to(reshape_to(flat, moved), inverse_order(order))
+
+
+def _ordered(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent) -> Node:
+    return again(node, operands, axis=node.attrs[0] + 1)
+
+
+def _searchsorted(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent) -> Node:
+    # Values may have any axes behind those of the rows they are searched in.
+    if not live[0] and node.inputs[0].ndim == 1:
+        return again(node, operands)
+    return again(node, _all_rows(operands, live, extent))
 
 
 def _axis_first(ndim: int, axis: int, count: int) -> tuple[int, ...]:
@@ -381,7 +398,12 @@ def _unchanged(node: Node, operands: Sequence[Node], live: Sequence[bool], exten
     return again(node, operands)
 
 
+def _fence(node: Node, operands: Sequence[Node], live: Sequence[bool], extent: Extent) -> Node:
+    return again(node, (_with_rows(operands[0], live[0], extent), operands[1]))
+
+
 _RULES: dict[str, BatchRule] = {
+    "fence": _fence,
     "reshape": _reshape,
     "permute": _permute,
     "broadcast": _broadcast,
@@ -392,7 +414,14 @@ _RULES: dict[str, BatchRule] = {
     "sum_to": _sum_to,
     "contract": _contract,
     "take": _take,
-    "scatter_add": _scatter_add,
+    "scatter_add": _scatter,
+    "scatter_set": _scatter,
+    "scatter_max": _scatter,
+    "scatter_min": _scatter,
+    "scatter_multiply": _scatter,
+    "sort": _ordered,
+    "argsort": _ordered,
+    "searchsorted": _searchsorted,
     "stop_gradient": _pointwise,
     "phase": _pointwise,
     "call": _call,

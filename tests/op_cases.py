@@ -472,6 +472,108 @@ _row(
     exactness=Exactness.SUM,
 )
 
+_SCANS: tuple[tuple[tuple[int, ...], int, int], ...] = (
+    ((1,), 0, 1),
+    ((7,), 0, -1),
+    ((100,), 0, 1),
+    ((0,), 0, 1),
+    ((3, 0), 0, -1),
+    ((0, 3), 0, -1),
+    ((5, 17), 0, -1),
+    ((17, 33), 0, 1),
+    ((17, 33), 1, -1),
+    ((3, 4, 5), 1, -1),
+    ((2, 1, 5, 1), 2, 1),
+    ((2, 3, 64), 2, 1),
+    ((6, 1, 1), 1, 1),
+)
+_SMALL_SCANS = tuple((shape, axis, step) for shape, axis, step in _SCANS if 0 < np.prod(shape) <= 60)
+for _name, _kinds, _domains in (
+    ("cumulative_sum", "iuf", ("any", "not_finite")),
+    ("cumulative_prod", "iuf", ("any", "zeros")),
+    ("cumulative_max", "biuf", ("any", "ties_nan")),
+    ("cumulative_min", "biuf", ("any", "ties_nan")),
+):
+    _row(
+        _name,
+        *(
+            (shape, d, {"axis": axis, "step": step})
+            for shape, axis, step in _SCANS
+            for d in _domains[: 1 + (axis == 0)]
+        ),
+        kinds=_kinds,
+        smooth=False,
+    )
+    FLAT.discard(_name)
+    SMOOTH[_name] = [
+        Case(_name, (Operand(shape, float64, domain),), (("axis", axis), ("step", step)))
+        for shape, axis, step in _SMALL_SCANS
+        for domain in ((0.3, 1.7), *(("zeros",) if _name == "cumulative_prod" else ()))
+    ]
+for _shape, _axis, _step in _SCANS:
+    _attrs = (("axis", _axis), ("step", _step))
+    for _dtype in (float32, float64):
+        for _domains in (("any", "any"), ("zeros", "not_finite")):
+            _operands = tuple(Operand(_shape, _dtype, d) for d in _domains)
+            CASES.setdefault("linear_recurrence", []).append(Case("linear_recurrence", _operands, _attrs))
+    if (_shape, _axis, _step) in _SMALL_SCANS:
+        SMOOTH.setdefault("linear_recurrence", []).append(
+            Case("linear_recurrence", (Operand(_shape, float64, "zeros"), Operand(_shape, float64, (0.3, 1.7))), _attrs)
+        )
+
+_SORTS: tuple[tuple[tuple[int, ...], int, bool], ...] = (
+    ((1,), 0, False),
+    ((7,), 0, True),
+    ((0, 3), 0, False),
+    ((3, 0), 0, True),
+    ((5, 17), 0, False),
+    ((2, 33, 3), 1, True),
+    ((3, 140), 1, False),
+    ((140, 2), 0, True),
+)
+for _name in ("argsort", "sort"):
+    _row(
+        _name,
+        *(
+            (shape, domain, {"axis": axis, "descending": descending})
+            for shape, axis, descending in _SORTS
+            for domain in ("any", "ties", "ties_nan")
+        ),
+        kinds="biuf",
+        smooth=False,
+    )
+FLAT.discard("sort")
+SMOOTH["sort"] = [
+    Case("sort", (Operand(shape, float64, (0.3, 1.7)),), (("axis", axis), ("descending", descending)))
+    for shape, axis, descending in (((1,), 0, True), ((7,), 0, False), ((3, 4), 0, True), ((2, 5, 3), 1, False))
+]
+for _domain in ("any", "ties_nan", "not_finite"):
+    for _descending in (False, True):
+        _row(
+            "order_key",
+            *((shape, _domain, {"descending": _descending}) for shape in ((), (33,))),
+            kinds="biuf",
+            smooth=False,
+        )
+
+
+def _searched(side: str) -> Callable[[Graph, Sequence[Node]], Node]:
+    def make(graph: Graph, nodes: Sequence[Node]) -> Node:
+        row = apply("sort", nodes[0], axis=nodes[0].ndim - 1, descending=False)
+        return apply("searchsorted", row, nodes[1], side=side)
+
+    return make
+
+
+for _shape, _values in (((0,), (5,)), ((1,), (3, 2)), ((6,), ()), ((33,), (40,)), ((3, 10), (3, 5)), ((2, 7), (2,))):
+    for _dtype in _dtypes("biuf"):
+        for _side, _domain in (("left", "any"), ("right", "any"), ("left", "ties_nan"), ("right", "ties_nan")):
+            if _dtype.is_float or _domain == "any":
+                _operands = (Operand(_shape, _dtype, _domain), Operand(_values, _dtype, _domain))
+                _case = Case("searchsorted", _operands, (("side", _side),), make=_searched(_side))
+                CASES.setdefault("searchsorted", []).append(_case)
+FLAT.add("searchsorted")
+
 _CONTRACTIONS = (
     ("mk", "kn", "mn", {"m": 3, "k": 4, "n": 5}),
     ("mk", "kn", "mn", {"m": 17, "k": 33, "n": 31}),
@@ -527,6 +629,12 @@ for _shape, _index, _axis in _TAKES:
         for _kind in (int64, int32, uint8) if _dtype is float32 else (int64,):
             _operands = (Operand(_shape, _dtype), Operand(_index, _kind, "index:9"))
             CASES.setdefault("take", []).append(Case("take", _operands, (("axis", _axis),)))
+            for _name in ("scatter_set", "scatter_max", "scatter_min", "scatter_multiply"):
+                if _dtype is bool_ and _name == "scatter_multiply":
+                    continue
+                _values: Domain = "ties_nan" if _dtype.is_float and _name != "scatter_multiply" else "ties"
+                _written = Operand(_shape, _dtype, _values), _operands[1], Operand(_result, _dtype, _values)
+                CASES.setdefault(_name, []).append(Case(_name, _written, (("axis", _axis),)))
             if _dtype is bool_:
                 continue
             _operands = (
@@ -539,7 +647,8 @@ for _shape, _index, _axis in _TAKES:
     _smooth = Operand(_shape, float64, (0.3, 1.7)), Operand(_index, int64, "index:9")
     SMOOTH.setdefault("take", []).append(Case("take", _smooth, (("axis", _axis),)))
     _smooth = (*_smooth, Operand(_result, float64, (0.3, 1.7)))
-    SMOOTH.setdefault("scatter_add", []).append(Case("scatter_add", _smooth, (("axis", _axis),)))
+    for _name in ("scatter_add", "scatter_set", "scatter_max", "scatter_min", "scatter_multiply"):
+        SMOOTH.setdefault(_name, []).append(Case(_name, _smooth, (("axis", _axis),)))
 
 
 # Sources and control.
@@ -592,6 +701,8 @@ CASES["iota"] = [
     for extent in (0, 1, 17, 100, 300)
 ]
 CASES["dim"] = [Case("dim", (), make=lambda graph, nodes: source(graph, "dim", extent=5))]
+CASES["fence"] = [Case("fence", (Operand(s, d), Operand((2,), float32))) for d in DTYPES.values() for s in _FEW]
+SMOOTH["fence"] = [Case("fence", (Operand((2, 3), float64, (0.3, 1.7)), Operand((2,), float64, (0.3, 1.7))))]
 CASES["stop_gradient"] = [Case("stop_gradient", (Operand(s, d),)) for d in DTYPES.values() for s in _FEW]
 CASES["phase"] = [Case("phase", (Operand(s, d), Operand(s, d))) for d in DTYPES.values() for s in _FEW]
 CASES["call"] = [Case("call", (Operand(s, d), Operand(s, d)), make=_called) for d in _dtypes("iuf") for s in _FEW]

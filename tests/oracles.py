@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from precise import FUNCTIONS, lift, mp, precise
+from precise import FUNCTIONS, lift, mp, precise_many
 
 import symgrad as sg
 from symgrad.api import make_executable
@@ -41,7 +41,7 @@ def precise_all(nodes: Sequence[Node], feeds: Mapping[Node, Any]) -> list[np.nda
     """The values of nodes in 50-digit arithmetic, as arrays of mpmath numbers."""
     with mp.workdps(DIGITS):
         fed = {**exact_constants(nodes), **{n: lift(a) for n, a in feeds.items()}}
-        return [precise(n, fed) for n in nodes]
+        return precise_many(nodes, fed)
 
 
 def directional(y: Node, wrt: Sequence[Node], feeds: Mapping[Node, Any], along: Sequence[np.ndarray]) -> Any:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mpmath
@@ -96,11 +96,16 @@ def precise(node: Node, feeds: Mapping[Node, Any]) -> np.ndarray:
     Floating arrays become arrays of mpmath numbers; integer and boolean nodes keep NumPy's meaning. A phase takes its
     inference branch.
     """
+    return precise_many([node], feeds)[0]
+
+
+def precise_many(nodes: Sequence[Node], feeds: Mapping[Node, Any]) -> list[np.ndarray]:
+    """The values of several nodes, with what they share evaluated once."""
     values: dict[int, Any] = {n.id: lift(a) for n, a in feeds.items()}
-    for one in ancestors([node]):
+    for one in ancestors(nodes):
         if one.id not in values:
             values[one.id] = _value(one, [values[i.id] for i in one.inputs])
-    return np.asarray(values[node.id])
+    return [np.asarray(values[n.id]) for n in nodes]
 
 
 def lift(value: Any) -> np.ndarray:
@@ -139,6 +144,8 @@ def _value(node: Node, sources: list[Any]) -> Any:
             return np.asarray(np.max(sources[0], axis=attrs["axes"]), object)
         case "min":
             return np.asarray(np.min(sources[0], axis=attrs["axes"]), object)
+        case "cumulative_sum" | "cumulative_prod" | "cumulative_max" | "cumulative_min" | "linear_recurrence":
+            return _scan(_STEPS[op.name], sources, **attrs)
         case "contract":
             return np.einsum(f"{attrs['left']},{attrs['right']}->{attrs['out']}", *sources)
         case "pad":
@@ -151,6 +158,14 @@ def _value(node: Node, sources: list[Any]) -> Any:
             return precise(program.outputs[0], dict(zip(program.inputs, sources, strict=True)))
         case "phase":
             return sources[1]
+        case "argsort":
+            return _order(sources[0], **attrs)
+        case "searchsorted":
+            return _searched(*map(np.asarray, sources), attrs["side"])
+        case "sort":
+            return np.take_along_axis(np.asarray(sources[0]), _order(sources[0], **attrs), attrs["axis"])
+        case "fence":
+            return sources[0]
         case "sum_to":
             return _sum_to(sources[0], attrs["shape"])
         case name if name in _MOVING:
@@ -172,11 +187,45 @@ _MOVING = frozenset(
         "concat",
         "take",
         "scatter_add",
+        "scatter_set",
+        "scatter_max",
+        "scatter_min",
+        "scatter_multiply",
         "check_index",
         "window",
         "fold",
     )
 )
+
+
+_STEPS: dict[str, Callable[..., Any]] = {
+    "cumulative_sum": lambda old, x: x if old is None else old + x,
+    "cumulative_prod": lambda old, x: x if old is None else old * x,
+    "cumulative_max": lambda old, x: x if old is None or x > old else old,
+    "cumulative_min": lambda old, x: x if old is None or x < old else old,
+    "linear_recurrence": lambda old, a, b: b if old is None else FUNCTIONS["safe_multiply"](a, old) + b,
+}
+
+
+def _scan(function: Callable[..., Any], sources: list[Any], axis: int, step: int) -> np.ndarray:
+    arrays = [np.moveaxis(as_objects(s), axis, -1)[..., ::step] for s in sources]
+    out = np.empty_like(arrays[0])
+    for row in np.ndindex(*out.shape[:-1]):
+        value: Any = None
+        for k in range(arrays[0].shape[-1]):
+            out[(*row, k)] = value = function(value, *(a[(*row, k)] for a in arrays))
+    return np.moveaxis(out[..., ::step], -1, axis)
+
+
+def _order(array: Any, axis: int, descending: bool) -> np.ndarray:
+    return np.argsort(-array if descending else array, axis, kind="stable")
+
+
+def _searched(rows: np.ndarray, values: np.ndarray, side: Any) -> np.ndarray:
+    out = np.empty(values.shape, np.int64)
+    for row in np.ndindex(rows.shape[:-1]):
+        out[row] = np.searchsorted(rows[row], values[row], side)
+    return out
 
 
 def _sum_to(array: Any, shape: tuple[int, ...]) -> Any:

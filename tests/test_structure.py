@@ -16,7 +16,7 @@ import pytest
 import symgrad as sg
 from codegen.access import view_demands
 from codegen.affine import variable
-from codegen.combine import combined, identity
+from codegen.combine import beginning, combined, identity
 from codegen.scalar import OPERATIONS, ScalarBuilder
 from codegen.target import Target
 from symgrad.errors import CompileError
@@ -35,8 +35,8 @@ LAYERS = (
     ("program", "states"),
     ("ops", "ops.*"),
     ("operators",),
-    ("shaping", "contraction", "creation", "indexing", "functions"),
-    ("composites",),
+    ("shaping", "contraction", "creation", "indexing", "gathering", "functions"),
+    ("composites", "cumulative", "segments", "updates"),
 )
 # Imports inside functions that go up or around: each is the one way a cycle of meaning is broken.
 LATE = {
@@ -50,7 +50,7 @@ CTYPES = {
     "codegen.jit", "codegen.threads", "codegen.cuda", "codegen.executable", "symgrad.function",
 }  # fmt: skip
 # Lowering in three modules: they alone see graphs and loop programs, besides the line that calls everything.
-LOWERING = {"codegen.access", "codegen.inline", "codegen.lower"}
+LOWERING = {"codegen.access", "codegen.inline", "codegen.lower", "codegen.lower_scan", "codegen.lower_sort"}
 GRAPHS = {"symgrad.graph", "symgrad.program", "symgrad.ops"}
 
 
@@ -197,14 +197,15 @@ def test_foreign_packages_have_one_door_each() -> None:
 
     assert users("llvmlite") == {"codegen.jit"}
     assert users("ctypes") <= CTYPES
-    known = {"numpy", "networkx", "safetensors", "llvmlite", "matplotlib", "symgrad", "codegen"}
+    assert users("scipy") == {"symgrad.sparse"}
+    known = {"numpy", "networkx", "safetensors", "llvmlite", "matplotlib", "scipy", "symgrad", "codegen"}
     roots = {i.target.partition(".")[0] for i in IMPORTS}
     assert roots - known <= sys.stdlib_module_names
 
 
 def test_import_is_light() -> None:
     """Building and differentiating need NumPy alone; what else there is is loaded when it is used."""
-    heavy = ("llvmlite", "networkx", "safetensors", "matplotlib", "mpmath", "hypothesis")
+    heavy = ("llvmlite", "networkx", "safetensors", "matplotlib", "scipy", "mpmath", "hypothesis")
     code = (
         "import sys, symgrad as sg\n"
         "g = sg.Graph(); x = g.input('x', (3,)); y = sg.grad(sg.sum(sg.tanh(x)), x); str(g)\n"
@@ -242,6 +243,7 @@ VIEWS = {
     "broadcast": lambda x: sg.broadcast_to(x, (4, 2, 3)),
     "slice": lambda x: x[:, 1:],
     "pad": lambda x: sg.pad(x, ((1, 0), (0, 2))),
+    "fence": lambda x: apply("fence", x, x * 2.0),
     "flip": lambda x: sg.flip(x, axis=0),
     "window": lambda x: apply("window", x, sizes=(2,), strides=(1,), dilations=(1,)),
     "concat": lambda x: sg.concat([x, x * 2.0], axis=0),
@@ -273,6 +275,9 @@ def test_reductions_are_spelled() -> None:
         value = identity(builder, op.name, dtype)
         acc = (value, builder.const(sg.int64, 0)) if op.name.startswith("arg") else (value,)
         assert len(combined(builder, op.name, acc, acc)) == len(acc)
+    for op in ops_of(Kind.SCAN):
+        acc = beginning(builder, op.name, float32)
+        assert len(combined(builder, op.name, acc, (acc[0], acc[0]))) == len(acc)
     with pytest.raises(CompileError):
         identity(builder, "sum_to", float32)
 

@@ -194,7 +194,7 @@ defop(
     infer=lambda x, after: x,
     vjp=lambda n, g: (g, None),
     ref=lambda x, after: same_values(x),
-    doc="The first input; what reads it is computed after the second, and never shared with what reads the input itself.",
+    doc="The first input, computed after the second; what reads it is not shared with what reads the input itself.",
 )
 defop(
     "stop_gradient",

@@ -35,8 +35,13 @@ def _from_one(node: Node) -> Node:
     return apply("subtract", constant_like(node, 1), node)
 
 
+def _circle(x: Node) -> Node:
+    """1 / √(1 - x²), of factors: the difference of squares would lose digits near ±1."""
+    return apply("rsqrt", apply("multiply", _from_one(x), _plus(x, 1)))
+
+
 def _roots(a: Node, b: Node) -> Node:
-    """1 / √(a b), of two roots: a product would overflow, and lose digits where a factor is a small difference."""
+    """1 / √(a b), of two roots: a product would overflow."""
     return apply("multiply", apply("rsqrt", a), apply("rsqrt", b))
 
 
@@ -44,14 +49,8 @@ def _inverse_length(x: Node) -> Node:
     return apply("reciprocal", apply("hypot", x, constant_like(x, 1)))
 
 
-unary("asin", "f", lambda n, x: _roots(_from_one(x), _plus(x, 1)), np.arcsin, "The inverse sine; NaN beyond ±1.")
-unary(
-    "acos",
-    "f",
-    lambda n, x: _negative(_roots(_from_one(x), _plus(x, 1))),
-    np.arccos,
-    "The inverse cosine, from 0 to π; NaN beyond ±1.",
-)
+unary("asin", "f", lambda n, x: _circle(x), np.arcsin, "The inverse sine; NaN beyond ±1.")
+unary("acos", "f", lambda n, x: _negative(_circle(x)), np.arccos, "The inverse cosine, from 0 to π; NaN beyond ±1.")
 unary(
     "atan",
     "f",
@@ -117,9 +116,13 @@ def _hypot_vjp(n: Node, g: Node) -> tuple[Node | None, ...]:
 
 def _atan2_vjp(n: Node, g: Node) -> tuple[Node | None, ...]:
     y, x = n.inputs
-    # Two quotients by the length, because its square would overflow.
     length = apply("hypot", y, x)
-    along, across = (apply("divide", apply("divide", i, length), length) for i in (x, y))
+    # At the origin derivatives of every order are 0.
+    zero = constant_like(n, 0)
+    origin = apply("equal", length, zero)
+    length = apply("where", origin, constant_like(n, 1), length)
+    # Two quotients by the length, because its square would overflow.
+    along, across = (apply("where", origin, zero, apply("divide", apply("divide", i, length), length)) for i in (x, y))
     return (product(g, along), _negative(product(g, across)))
 
 
@@ -143,7 +146,13 @@ binary(
     "√(a² + b²), without overflow; inf where either is infinite. The gradient at (0, 0) is 0.",
     commutative=True,
 )
-binary("atan2", "f", _atan2_vjp, np.arctan2, "The angle of the point (x, y) = (b, a), from -π to π.")
+binary(
+    "atan2",
+    "f",
+    _atan2_vjp,
+    np.arctan2,
+    "The angle of the point (x, y) = (b, a), from -π to π. The gradient at (0, 0) is 0.",
+)
 binary("copysign", "f", _copysign_vjp, np.copysign, "|a| with the sign of b; the gradient at a = 0 is 0.")
 binary(
     "nextafter",

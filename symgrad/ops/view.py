@@ -79,8 +79,12 @@ def _slice_type(x: Type, starts: Shape, stops: Shape, steps: tuple[int, ...]) ->
 
 
 def _slice_vjp(n: Node, g: Node) -> Cotangents:
-    (x,) = n.inputs
     starts, stops, steps = _slice_attrs(n)
+    return (spread_slice(g, n.inputs[0].shape, starts, stops, steps),)
+
+
+def spread_slice(g: Node, shape: Shape, starts: Shape, stops: Shape, steps: tuple[int, ...]) -> Node:
+    """The elements of a slice at their places in an array of this shape, with zeros (False) at the other places."""
     for axis, step in enumerate(steps):
         if step == 1:
             continue
@@ -88,13 +92,13 @@ def _slice_vjp(n: Node, g: Node) -> Cotangents:
         head, extent, tail = g.shape[:axis], g.shape[axis], g.shape[axis + 1 :]
         spread = pad_axis(reshape_to(g, (*head, extent, 1, *tail)), axis + 1, 0, step - 1)
         g = reshape_to(spread, (*head, extent * step, *tail))
-        g = pad_axis(g, axis, starts[axis], x.shape[axis] - stops[axis])
-        g = slice_axis(g, axis, 0, x.shape[axis])
+        g = pad_axis(g, axis, starts[axis], shape[axis] - stops[axis])
+        g = slice_axis(g, axis, 0, shape[axis])
     low = tuple(0 if step != 1 else start for start, step in zip(starts, steps, strict=True))
-    high = tuple(0 if t != 1 else e - s for e, s, t in zip(x.shape, stops, steps, strict=True))
+    high = tuple(0 if t != 1 else e - s for e, s, t in zip(shape, stops, steps, strict=True))
     if any(low) or any(high):
         g = apply("pad", g, low=low, high=high, value=scalar_literal(g.dtype, 0))
-    return (g,)
+    return g
 
 
 def _slice_attrs(n: Node) -> tuple[Shape, Shape, tuple[int, ...]]:
