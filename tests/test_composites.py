@@ -1,4 +1,4 @@
-"""Functions made of operators: compiled against the interpreter, first derivatives, and the gradient conventions."""
+"""Functions made of operators: compiled against the interpreter, and first derivatives."""
 
 # pyright: basic
 from __future__ import annotations
@@ -305,57 +305,6 @@ def test_fusions(name: str, rules: bool):
     for got, expected in zip(run_poisoned(function(program, rules=rules), arrays), meant, strict=True):
         assert got.dtype == expected.dtype
         np.testing.assert_allclose(got, expected, rtol=1e-5)
-
-
-# What derivatives are where functions have corners or poles: function, points, first and second derivative there.
-_INF, _NAN = np.inf, np.nan
-CONVENTIONS: dict[str, tuple[Callable[[Node], Node], list[float], list[float], list[float]]] = {
-    "abs": (sg.abs, [-2, 0, 3], [-1, 0, 1], [0, 0, 0]),
-    "sign": (sg.sign, [-2, 0, 3], [0, 0, 0], [0, 0, 0]),
-    "relu": (sg.nn.relu, [-2, 0, 3], [0, 0, 1], [0, 0, 0]),
-    "maximum_zero": (lambda x: sg.maximum(x, 0.0), [-2, 0, 3], [0, 0, 1], [0, 0, 0]),
-    "maximum_self": (lambda x: sg.maximum(x, x), [-2, 0, 3], [1, 1, 1], [0, 0, 0]),
-    "minimum": (lambda x: sg.minimum(x, 1.0), [-2, 1, 3], [1, 0, 0], [0, 0, 0]),
-    "clip": (lambda x: sg.clip(x, -1.0, 1.0), [-2, -1, 0, 1, 2], [0, 0, 1, 0, 0], [0] * 5),
-    "where": (lambda x: sg.where(x > 0, x, 0.0), [-2, 0, 3], [0, 0, 1], [0, 0, 0]),
-    "square": (lambda x: x**2, [-2, 0, 3], [-4, 0, 6], [2, 2, 2]),
-    "cube": (lambda x: x**3, [-2, 0, 3], [12, 0, 27], [-12, 0, 18]),
-    "fifth": (lambda x: x**5, [-2, 0, 1], [80, 0, 5], [-160, 0, 20]),
-    "one": (lambda x: x**0, [-2, 0, 3], [0, 0, 0], [0, 0, 0]),
-    "linear": (lambda x: 3.0 * x, [-2, 0, 3], [3, 3, 3], [0, 0, 0]),
-    "constant_power": (lambda x: 0.0**x, [1, 2, 3], [0, 0, 0], [0, 0, 0]),
-    "floor": (sg.floor, [-0.5, 0, 3], [0, 0, 0], [0, 0, 0]),
-    "round": (sg.round, [-0.5, 0, 3], [0, 0, 0], [0, 0, 0]),
-    "as_integer": (lambda x: sg.astype(sg.astype(x, sg.int32), sg.float64), [-2, 0, 3], [0, 0, 0], [0, 0, 0]),
-    "sqrt": (sg.sqrt, [0, 4], [_INF, 0.25], [-_INF, -1 / 32]),
-    "safe_log": (lambda x: sg.where(x > 0, sg.log(x), 0.0), [-1, 0, 2], [0, 0, 0.5], [0, 0, -0.25]),
-    "safe_sqrt": (lambda x: sg.where(x > 0, sg.sqrt(x), 0.0), [-1, 0, 4], [0, 0, 0.25], [0, 0, -1 / 32]),
-    "safe_quotient": (lambda x: sg.where(sg.not_equal(x, 0), 1.0 / x, 0.0), [0, 2], [0, -0.25], [0, 0.25]),
-    "overflow_not_taken": (lambda x: sg.where(x < 100, sg.exp(x), 1.0), [0, 1000], [1, 0], [1, 0]),
-    "softplus": (sg.nn.softplus, [-800, 0, 800], [0, 0.5, 1], [0, 0.25, 0]),
-    "sigmoid": (sg.sigmoid, [-800, 0, 800], [0, 0.25, 0], [0, 0, 0]),
-    "tanh": (sg.tanh, [-800, 0, 800], [0, 1, 0], [0, 0, 0]),
-    "one_zero_in_prod": (sg.prod, [0, 2, 3], [6, 0, 0], [5, 3, 2]),
-    "two_zeros_in_prod": (sg.prod, [0, 0, 3], [0, 0, 0], [3, 3, 0]),
-    "three_zeros_in_prod": (sg.prod, [0, 0, 0], [0, 0, 0], [0, 0, 0]),
-    "max_ties": (sg.max, [1, 5, 5], [0, 0.5, 0.5], [0, 0, 0]),
-    "min_ties": (sg.min, [1, 1, 1], [1 / 3] * 3, [0, 0, 0]),
-}
-
-
-@pytest.mark.parametrize("name", CONVENTIONS)
-@pytest.mark.parametrize("rules", [True, False])
-def test_conventions(name: str, rules: bool):
-    build, points, first, second = CONVENTIONS[name]
-    graph = Graph()
-    x = graph.input("x", (len(points),), "float64")
-    slope = sg.grad(sg.sum(build(x)), x)
-    curvature = sg.grad(sg.sum(slope), x)
-    array = np.array(points, np.float64)
-    made = function(Program(graph, (x,), (slope, curvature), name=name), rules=rules)
-    for got in (run_poisoned(made, [array]), sg.evaluate([slope, curvature], {x: array})):
-        np.testing.assert_allclose(got[0], first, rtol=1e-14, atol=1e-300)
-        np.testing.assert_allclose(got[1], second, rtol=1e-14, atol=1e-300)
 
 
 def test_cross_entropy_of_huge_logits_is_finite():

@@ -1,5 +1,5 @@
 # pyright: basic
-"""Derivatives against 50-digit differences, the table of conventions, errors, forward and high orders."""
+"""Derivatives against 50-digit differences, errors, forward and high orders."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from precise import mp, precise
 
 import symgrad.functions as sg
 import symgrad.rulebook  # noqa: F401
-from symgrad.composites import xlogy
+from symgrad.composites import log_sum_exp
 from symgrad.contraction import einsum
 from symgrad.errors import GradientError, GraphError
 from symgrad.evaluate import evaluate
 from symgrad.grad import grad, hvp, jvp, vjp
 from symgrad.graph import Graph, Node, ancestors
-from symgrad.opdef import OPS, Kind, OpDef
+from symgrad.opdef import Kind, OpDef
 from symgrad.ops.build import apply, filled
 from symgrad.optimize import optimize
 from symgrad.program import Program
@@ -63,7 +63,7 @@ SMOOTH: list[tuple[str, Function]] = [
     ("absolute", lambda x: sg.abs(x - 0.85) ** 3 * sg.sign(x - 0.85)),
     ("views", views),
     ("reductions", lambda x: sg.sum(x, axis=0) * sg.prod(x, axis=0) + sg.max(x, axis=0) * sg.min(x, axis=0)),
-    ("statistics", lambda x: sg.var(x, axis=1) + sg.mean(x * x, axis=1) + sg.log_sum_exp(x, axis=1)),
+    ("statistics", lambda x: sg.var(x, axis=1) + sg.mean(x * x, axis=1) + log_sum_exp(x, axis=1)),
     ("contraction", lambda x: einsum("ij,kj->ik", x * x, sg.exp(x))),
     ("indexed", lambda x: sg.take(x, np.array([1, 0, 1, 1]), axis=1) ** 2),
 ]
@@ -126,79 +126,6 @@ def test_optimized_gradients_agree(name: str, function: Function) -> None:
         found = evaluate(list(better.outputs), {better.inputs[0]: POINT})
         for got, want in zip(found, expected, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-12, err_msg=name)
-
-
-# Conventions.
-
-
-def _at(function: Function, point: float, orders: int = 3) -> list[float]:
-    graph = Graph()
-    x = graph.input("x", (), "float64")
-    y = function(x)
-    found: list[float] = []
-    for _ in range(orders):
-        y = grad(y, x)
-        found.append(float(evaluate(y, {x: np.float64(point)})))
-    return found
-
-
-CONVENTIONS: list[tuple[str, Function, float, list[float]]] = [
-    ("maximum with zero", lambda x: sg.maximum(x, 0.0), 0.0, [0, 0, 0]),
-    ("where", lambda x: sg.where(x > 0.0, x, 0.0), 0.0, [0, 0, 0]),
-    ("clip", lambda x: sg.clip(x, 0.0, 2.0), 0.0, [0, 0, 0]),
-    ("minimum tie goes to the second", lambda x: sg.minimum(x * 3.0, x * 5.0), 0.0, [5, 0, 0]),
-    ("maximum tie goes to the second", lambda x: sg.maximum(x * 3.0, x * 5.0), 0.0, [5, 0, 0]),
-    ("abs", sg.abs, 0.0, [0, 0, 0]),
-    ("sign", sg.sign, 0.0, [0, 0, 0]),
-    ("sqrt", sg.sqrt, 0.0, [math.inf]),
-    ("cube at zero", lambda x: x**3, 0.0, [0, 0, 6]),
-    ("cube of a negative", lambda x: x**3, -2.0, [12, -12, 6]),
-    ("square at zero", lambda x: x**2, 0.0, [0, 2, 0]),
-    ("power zero", lambda x: x**0, 0.0, [0, 0, 0]),
-    ("power zero of a negative", lambda x: x**0, -1.0, [0, 0, 0]),
-    ("zero to the power of x", lambda x: (x * 0.0) ** (x + 1.0), 1.0, [0]),
-    ("floor", sg.floor, 0.5, [0, 0, 0]),
-    ("hypot at the origin", lambda x: sg.hypot(x, x * 2.0), 0.0, [0, 0, 0]),
-    ("copysign at zero", lambda x: sg.copysign(x, x + 1.0), 0.0, [0, 0, 0]),
-    ("remainder", lambda x: sg.remainder(x, 0.3), 0.7, [1, 0, 0]),
-    ("logarithm with factor zero", lambda x: xlogy(x * 0.0, x), 0.0, [0, 0, 0]),
-    ("ceil", sg.ceil, 0.5, [0, 0, 0]),
-    ("linear", lambda x: x * 3.0, 0.7, [3, 0, 0]),
-    ("constant", lambda x: sg.astype(sg.astype(x, "int32"), "float64"), 0.7, [0, 0, 0]),
-    ("branch not taken", lambda x: sg.where(x > 0.0, sg.log(x), x * x), 0.0, [0, 2, 0]),
-    ("branch not taken below", lambda x: sg.where(x > 0.0, sg.sqrt(x), x * x * x), -1.0, [3, -6, 6]),
-]
-
-
-@pytest.mark.parametrize(
-    ("function", "point", "expected"), [c[1:] for c in CONVENTIONS], ids=[c[0] for c in CONVENTIONS]
-)
-def test_conventions(function: Function, point: float, expected: list[float]) -> None:
-    assert _at(function, point, len(expected)) == expected
-
-
-def test_ties_of_extremes_share_equally() -> None:
-    graph = Graph()
-    x = graph.input("x", (4,), "float64")
-    values = np.array([1.0, 3.0, 3.0, 2.0])
-    for reduce, expected in ((sg.max, [0, 0.5, 0.5, 0]), (sg.min, [1, 0, 0, 0])):
-        assert evaluate(grad(reduce(x), x), {x: values}).tolist() == expected
-
-
-@pytest.mark.parametrize("zeros", [0, 1, 2, 3])
-def test_product_with_zeros(zeros: int) -> None:
-    graph = Graph()
-    x = graph.input("x", (4,), "float64")
-    values = np.array([2.0, 3.0, 5.0, 7.0])
-    values[:zeros] = 0
-    first = grad(sg.prod(x), x)
-    rows = [grad(first[k], x) for k in range(4)]
-    found = evaluate([first, *rows], {x: values})
-    others = [np.prod(np.delete(values, k)) for k in range(4)]
-    np.testing.assert_allclose(found[0], others)
-    for k in range(4):
-        want = [0.0 if j == k else float(np.prod(np.delete(values, [j, k]))) for j in range(4)]
-        np.testing.assert_allclose(found[1 + k], want)
 
 
 # What grad takes and gives.
@@ -418,18 +345,6 @@ def test_gradients_are_deterministic() -> None:
         return "\n".join(f"{n.op.name} {[i.id for i in n.inputs]} {n.type}" for n in ancestors([grad(total, x)]))
 
     assert build() == build()
-
-
-def test_every_differentiable_operator_is_covered() -> None:
-    graph = Graph()
-    x = graph.input("x", (2, 3), "float64")
-    seen: set[str] = set()
-    for _, function in SMOOTH:
-        seen |= {n.op.name for n in ancestors([function(x)])}
-    pointwise = {o.name for o in OPS.values() if o.kind is Kind.POINTWISE and o.vjp is not None}
-    seen.add("astype")  # cast away at construction where it changes nothing
-    left = pointwise - seen - {"erf", "safe_multiply", "ceil", "round", "trunc", "philox", "check_index", "nextafter"}
-    assert not {n for n in left if not n.startswith(("logical", "bitwise", "is", "less", "greater", "equal", "not"))}
 
 
 def test_calls_in_every_mode() -> None:

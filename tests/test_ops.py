@@ -1,4 +1,7 @@
-"""Every operator: types, compiled code against the interpreter, layouts of inputs, targets, derivatives."""
+"""Every operator: types, compiled code against the interpreter, layouts of inputs, targets, zero gradients.
+
+Derivatives are verified in `test_verified_derivatives.py`.
+"""
 
 # pyright: basic
 from __future__ import annotations
@@ -13,9 +16,6 @@ import numpy as np
 import pytest
 from op_cases import CASES, FLAT, SMOOTH, Case, Exactness, values_of
 from oracles import (
-    Derived,
-    check_derivatives,
-    derive,
     differs,
     first_of,
     function,
@@ -269,19 +269,6 @@ def _is_common(case: Case) -> bool:
 
 
 # Derivatives.
-
-
-@pytest.mark.parametrize("name", SMOOTH)
-def test_derivatives(name: str):
-    graph = Graph()
-    rng = np.random.default_rng(7)
-    derived: list[Derived] = []
-    for number, case in enumerate(SMOOTH[name]):
-        nodes = [graph.input(f"x{number}_{k}", o.shape, o.dtype) for k, o in enumerate(case.operands)]
-        out = case.build(graph, nodes)
-        if out.dtype is float64:
-            derived.append(derive(nodes, [values_of(o, rng) for o in case.operands], out, 2))
-    check_derivatives(derived)
 
 
 @pytest.mark.parametrize("name", sorted(n for n in FLAT if OPS[n].kind.name != "SOURCE"))
