@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import symgrad as sg
@@ -19,7 +20,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = ROOT / "examples"
 
 
-def run(folder: Path, script: str, *arguments: str, first: str = "") -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, script: str, *arguments: str, first: str = "", timeout: int = 300
+) -> subprocess.CompletedProcess[str]:
     """The example in a process of its own in an empty folder; `first` is code that runs before it."""
     command = [sys.executable, str(EXAMPLES / script), *arguments]
     if first:
@@ -27,16 +30,14 @@ def run(folder: Path, script: str, *arguments: str, first: str = "") -> subproce
         command[1:1] = ["-c", lines]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )
 
 
 def test_digits(tmp_path: Path) -> None:
     done = run(tmp_path, "digits.py")
     assert done.returncode == 0, done.stderr
-    accuracy = re.search(r"test accuracy: ([\d.]+)% of 360 images", done.stdout)
-    assert accuracy is not None
-    assert float(accuracy[1]) >= 97
+    assert _test_accuracy(done.stdout) >= 97
     assert "gradient" in done.stdout.partition("removed:")[2].splitlines()[0]
     assert done.stdout.splitlines()[-1].startswith("a fresh process predicts the same bits")
     assert [p.name for p in tmp_path.iterdir()] == ["digits.safetensors"]
@@ -84,6 +85,99 @@ def test_higher_order(tmp_path: Path) -> None:
         assert "matplotlib is not installed" in done.stdout
     else:
         assert drawn.read_bytes().startswith(b"\x89PNG")
+
+
+def test_convnet(tmp_path: Path) -> None:
+    model = tmp_path / "model.safetensors"
+    done = run(tmp_path, "convnet.py", "--epochs", "3", "--out", str(model))
+    assert done.returncode == 0, done.stderr
+    assert _test_accuracy(done.stdout) >= 90
+    assert "batch statistics" in done.stdout.partition("removed:")[2].splitlines()[0]
+    assert done.stdout.splitlines()[-1].startswith("a fresh process predicts the same bits")
+    program = sg.load(model)
+    assert [i.name for i in program.inputs] == ["x"]
+    assert not program.states
+    assert run(tmp_path, "convnet.py", "--seed", "-1").returncode == 2
+
+
+@pytest.mark.long
+def test_convnet_accuracy(tmp_path: Path) -> None:
+    done = run(tmp_path, "convnet.py")
+    assert done.returncode == 0, done.stderr
+    assert _test_accuracy(done.stdout) >= 98.5
+
+
+def _test_accuracy(printed: str) -> float:
+    found = re.search(r"test accuracy: ([\d.]+)% of 360 images", printed)
+    assert found is not None
+    return float(found[1])
+
+
+def test_burgers(tmp_path: Path) -> None:
+    drawn = tmp_path / "drawing.png"
+    options = ("--adam", "100", "--lbfgs", "20", "--points", "256", "--output", str(drawn))
+    done = run(tmp_path, "burgers.py", *options)
+    assert done.returncode == 0, done.stderr
+    errors = [float(e) for e in re.findall(r"relative L2 error ([\d.e+-]+)", done.stdout)]
+    assert errors[-1] < 0.8  # that of u = 0 is 1
+    if importlib.util.find_spec("scipy") is None:
+        assert "SciPy is not installed" in done.stdout
+    else:
+        assert errors[1] < errors[0]
+    if importlib.util.find_spec("matplotlib") is None:
+        assert "matplotlib is not installed" in done.stdout
+    else:
+        assert drawn.read_bytes().startswith(b"\x89PNG")
+    assert run(tmp_path, "burgers.py", "--points", "0").returncode == 2
+
+
+def test_burgers_reference() -> None:
+    """The steepest slope of the solution and its time are those of Basdevant and others (1986)."""
+    source = importlib.util.spec_from_file_location("burgers", EXAMPLES / "burgers.py")
+    assert source is not None
+    assert source.loader is not None
+    burgers = importlib.util.module_from_spec(source)
+    source.loader.exec_module(burgers)
+    step = 1e-5
+    below, above = burgers.solution(np.array([-step, step]), np.array([1.6037 / np.pi]))[:, 0]
+    assert (below - above) / (2 * step) == pytest.approx(152.00516, rel=1e-5)
+
+
+@pytest.mark.long
+def test_burgers_error(tmp_path: Path) -> None:
+    pytest.importorskip("scipy")
+    done = run(tmp_path, "burgers.py", timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert float(re.findall(r"relative L2 error ([\d.e+-]+)", done.stdout)[-1]) < 2e-2
+
+
+def test_hessian(tmp_path: Path) -> None:
+    pytest.importorskip("scipy")
+    drawn = tmp_path / "drawing.png"
+    done = run(tmp_path, "hessian.py", "--points", "20", "--steps", "50", "--out", str(drawn))
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"400 unknown heights; the Hessian has (\d+) entries, held by (\d+)", done.stdout)
+    assert found is not None
+    assert int(found[1]) < 7 * 400
+    assert 7 <= int(found[2]) <= 9
+    steps = [line.split() for line in done.stdout.splitlines() if re.match(r" +\d", line)]
+    assert 4 <= len(steps) <= 15
+    assert float(steps[-1][2]) <= 1e-10
+    descent = re.search(r"gradient descent, 50 steps: area ([\d.]+)", done.stdout)
+    assert descent is not None
+    assert float(descent[1]) > float(steps[-1][1])
+    if importlib.util.find_spec("matplotlib") is None:
+        assert "matplotlib is not installed" in done.stdout
+    else:
+        assert drawn.read_bytes().startswith(b"\x89PNG")
+
+
+def test_hessian_without_scipy(tmp_path: Path) -> None:
+    first = "import importlib.util as u; find = u.find_spec; u.find_spec = lambda n: None if n == 'scipy' else find(n)"
+    done = run(tmp_path, "hessian.py", first=first)
+    assert done.returncode == 1
+    assert "pip install -e '.[examples]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_readme_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

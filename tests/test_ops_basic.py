@@ -12,6 +12,7 @@ import pytest
 from symgrad import functions as sg
 from symgrad import types
 from symgrad.bind import bind_attr, bind_sizes
+from symgrad.composites import log_sum_exp, logaddexp
 from symgrad.errors import DTypeError, GraphError, ShapeError
 from symgrad.evaluate import evaluate
 from symgrad.grad import grad
@@ -149,13 +150,11 @@ def test_reductions():
 
 def test_log_sum_exp():
     x = np.array([[1000.0, 1000.0], [-np.inf, -np.inf], [-np.inf, 3.0], [np.inf, 1.0]])
-    np.testing.assert_allclose(run(lambda n: sg.log_sum_exp(n, 1), x), [1000 + math.log(2), -np.inf, 3.0, np.inf])
+    np.testing.assert_allclose(run(lambda n: log_sum_exp(n, 1), x), [1000 + math.log(2), -np.inf, 3.0, np.inf])
     np.testing.assert_allclose(
-        run(lambda n: sg.logaddexp(n[:, 0], n[:, 1]), x), [1000 + math.log(2), -np.inf, 3.0, np.inf]
+        run(lambda n: logaddexp(n[:, 0], n[:, 1]), x), [1000 + math.log(2), -np.inf, 3.0, np.inf]
     )
-    np.testing.assert_allclose(
-        run(lambda n: sg.logaddexp(n, 0.0), np.array([-40.0])), np.logaddexp(-40.0, 0), rtol=1e-15
-    )
+    np.testing.assert_allclose(run(lambda n: logaddexp(n, 0.0), np.array([-40.0])), np.logaddexp(-40.0, 0), rtol=1e-15)
 
 
 INDICES: list[Any] = [
@@ -203,8 +202,8 @@ def test_index_errors():
         x[7]
     with pytest.raises(ShapeError, match=r"sg\.where"):
         x[x > 0]
-    with pytest.raises(GraphError, match="several integer arrays"):
-        x[[0], [1]]
+    with pytest.raises(ShapeError, match=r"index: shapes \(2,\) .* and \(3,\) .* do not broadcast"):
+        x[[0, 1], [0, 1, 2]]
     with pytest.raises(ShapeError, match="3 indices for 2 dimensions"):
         x[0, 0, 0]
     with pytest.raises(GraphError, match="got float"):
@@ -308,7 +307,7 @@ def test_contraction_errors():
     x, y = graph.input("x", (2, 3)), graph.input("y", (4, 5))
     with pytest.raises(ShapeError, match=r"matmul: .*input 'x' float32\[2, 3\] \(test_ops_basic.* got 3 and 4"):
         _ = x @ y
-    with pytest.raises(ShapeError, match="occurs twice"):
+    with pytest.raises(ShapeError, match="label 'i' of 'ii->i' is 2, 3"):
         sg.einsum("ii->i", x)
 
 

@@ -239,7 +239,7 @@ def _array(x: Node) -> Node:
 
 def _pointwise_examples(name: str, outer: Callable[[Node], Node]) -> list[Callable[[Node], Node]]:
     op = OPS[name]
-    given: dict[str, Any] = {"dtype": dtype_named("float32"), "word": 2}
+    given: dict[str, Any] = {"dtype": dtype_named("float32"), "word": 2, "descending": True}
     attrs = {a: given[a] for a in op.attrs}
 
     def make(count: int) -> Callable[[Node], Node]:
@@ -564,6 +564,17 @@ def test_permutes_and_broadcasts_become_labels() -> None:
     rng = np.random.default_rng(1)
     arrays = [rng.normal(size=s).astype(np.float32) for s in ((5, 2, 3), (4, 3))]
     np.testing.assert_allclose(*(results(p, arrays, "infer")[0] for p in (program, better)), rtol=1e-5)
+
+
+def test_sums_over_one_element_are_no_sums() -> None:
+    graph = Graph()
+    column, row = graph.input("column", (3, 1)), graph.input("row", (1, 4))
+    program = Program(graph, (column, row), (column @ row,))
+    better = optimize(program, "infer")
+    (product,) = (n for n in better.nodes if n.op.name == "contract")
+    assert [i.shape for i in product.inputs] == [(3,), (4,)]
+    arrays = [np.float32([[1], [-2], [3]]), np.float32([[0, 4, 5, -6]])]
+    np.testing.assert_array_equal(*(results(p, arrays, "infer")[0] for p in (program, better)))
 
 
 def test_permute_of_a_shared_product_stays() -> None:

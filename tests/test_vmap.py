@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_random_graphs import random_graph
+from random_graphs import random_graph
 
 import symgrad as sg
 from symgrad.graph import Graph, Node, ancestors
@@ -74,6 +74,12 @@ CASES: list[tuple[str, Callable[..., Node], list[np.ndarray]]] = [
     ("scatter", lambda x, i, u: add_rows(x, i, u, 0), [values(3, 2), index(4), values(4, 2)]),
     ("scatter in the middle", lambda x, i, u: add_rows(x, i, u, 1), [values(2, 3, 4), index(5), values(2, 5, 4)]),
     ("narrow indices", sg.take, [values(3), index(70).astype(np.int8)]),
+    ("sort", lambda x: sg.sort(x, axis=0, descending=True), [values(5, 3)]),
+    ("argsort", sg.argsort, [values(5, 3)]),
+    ("searchsorted", lambda x, y: sg.searchsorted(sg.sort(x), y, side="right"), [values(9), values(2, 4)]),
+    ("top_k", lambda x: sg.top_k(x, 2)[0], [values(5, 3)]),
+    ("masked_select", lambda x: sg.masked_select(x, x > 1.0, size=4), [values(5, 3)]),
+    ("unique", lambda x: sg.unique_counts(sg.round(x * 3.0), size=4)[0], [values(7)]),
     ("stop_gradient", lambda x: sg.stop_gradient(x) * x, [values(3)]),
     ("phase", sg.phase, [values(3), values(3)]),
     ("call", called, [values(3), values(3)]),
@@ -303,7 +309,7 @@ def test_errors() -> None:
 
 
 def test_every_operator_has_a_rule() -> None:
-    plain = {Kind.SOURCE, Kind.POINTWISE}
+    plain = {Kind.SOURCE, Kind.POINTWISE, Kind.SCAN}
     axes = [("axes",), ("axis",)]
     missing = [op.name for op in OPS.values() if op.kind not in plain and op.name not in _RULES]
     assert [name for name in missing if OPS[name].kind is not Kind.REDUCE or OPS[name].attrs not in axes] == []

@@ -54,6 +54,8 @@ def single_op_programs() -> list[tuple[str, Program]]:
 
 
 def attrs_of(name: str) -> list[tuple]:
+    if name == "order_key":
+        return [(False,), (True,)]
     if name == "astype":
         return [(d,) for d in DTYPES.values()]
     return [(k,) for k in range(4)] if name == "philox" else [(5,)] if name == "check_index" else [()]

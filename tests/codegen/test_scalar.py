@@ -313,7 +313,11 @@ def test_meaningless_operations_are_refused() -> None:
 
 def _all_texts(lanes: int) -> Iterable[tuple[str, str]]:
     arity = {"where": 3, "fma": 3, "philox": 6, "astype": 1, "atan2": 2, "hypot": 2}
-    attrs: dict[str, dict[str, Any]] = {"philox": {"word": 3}, "astype": {"dtype": int8}}
+    attrs: dict[str, dict[str, Any]] = {
+        "philox": {"word": 3},
+        "astype": {"dtype": int8},
+        "order_key": {"descending": True},
+    }
     for name in OPERATIONS:
         count = arity.get(name, 2 if name in BINARY or name == "power" else 1)
         for d in ALL:

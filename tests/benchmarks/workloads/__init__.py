@@ -4,11 +4,22 @@
 
 from __future__ import annotations
 
-from tests.benchmarks.workloads import black_scholes, derivative10, layer_norm, matmul, mlp, softmax_xent
+from tests.benchmarks.workloads import (
+    black_scholes,
+    burgers,
+    cnn,
+    derivative10,
+    layer_norm,
+    logistic_hessian,
+    matmul,
+    mlp,
+    mlp_hvp,
+    softmax_xent,
+)
 from tests.benchmarks.workloads.base import Workload
 
-WORKLOADS: dict[str, Workload] = {
-    workload.name: workload
-    for module in (mlp, matmul, softmax_xent, layer_norm, black_scholes, derivative10)
-    for workload in module.WORKLOADS
-}
+MODULES = (
+    *(mlp, cnn, matmul, softmax_xent, layer_norm, black_scholes, derivative10),
+    *(logistic_hessian, mlp_hvp, burgers),
+)
+WORKLOADS: dict[str, Workload] = {workload.name: workload for module in MODULES for workload in module.WORKLOADS}
