@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -243,7 +244,7 @@ class Lowering:
         shape = static_shape(row.shape)
         # The place is in range whatever the value; which row it is in may not be.
         outside = guard if len(shape) > 1 else ()
-        zero, rest = literal(0), shape[-1]
+        zero, rest = literal(0), math.prod(shape[-1:])
         nan = let("isnan", (wanted,), types.bool_) if row.dtype.is_float else ""
         place = zero
         while rest:

@@ -565,11 +565,14 @@ def _searched(side: str) -> Callable[[Graph, Sequence[Node]], Node]:
     return make
 
 
-for _shape, _values in (((0,), (5,)), ((1,), (3, 2)), ((6,), ()), ((33,), (40,)), ((3, 10), (3, 5)), ((2, 7), (2,))):
+_SEARCHED: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
+    ((0,), (5,)), ((1,), (3, 2)), ((6,), ()), ((33,), (40,)), ((3, 10), (3, 5)), ((2, 7), (2,)),
+)  # fmt: skip
+for _sorted, _wanted in _SEARCHED:
     for _dtype in _dtypes("biuf"):
         for _side, _domain in (("left", "any"), ("right", "any"), ("left", "ties_nan"), ("right", "ties_nan")):
             if _dtype.is_float or _domain == "any":
-                _operands = (Operand(_shape, _dtype, _domain), Operand(_values, _dtype, _domain))
+                _operands = (Operand(_sorted, _dtype, _domain), Operand(_wanted, _dtype, _domain))
                 _case = Case("searchsorted", _operands, (("side", _side),), make=_searched(_side))
                 CASES.setdefault("searchsorted", []).append(_case)
 FLAT.add("searchsorted")

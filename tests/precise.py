@@ -161,7 +161,7 @@ def _value(node: Node, sources: list[Any]) -> Any:
         case "argsort":
             return _order(sources[0], **attrs)
         case "searchsorted":
-            return _searched(*map(np.asarray, sources), attrs["side"])
+            return _searched(np.asarray(sources[0]), np.asarray(sources[1]), attrs["side"])
         case "sort":
             return np.take_along_axis(np.asarray(sources[0]), _order(sources[0], **attrs), attrs["axis"])
         case "fence":

@@ -573,8 +573,9 @@ def test_sums_over_one_element_are_no_sums() -> None:
     better = optimize(program, "infer")
     (product,) = (n for n in better.nodes if n.op.name == "contract")
     assert [i.shape for i in product.inputs] == [(3,), (4,)]
-    arrays = [np.float32([[1], [-2], [3]]), np.float32([[0, 4, 5, -6]])]
-    np.testing.assert_array_equal(*(results(p, arrays, "infer")[0] for p in (program, better)))
+    arrays = [np.array([[1], [-2], [3]], np.float32), np.array([[0, 4, 5, -6]], np.float32)]
+    one, other = (results(p, arrays, "infer")[0] for p in (program, better))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_permute_of_a_shared_product_stays() -> None:

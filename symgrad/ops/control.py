@@ -23,6 +23,14 @@ def _same_type(x: Type) -> Type:
     return x
 
 
+def _fence_type(x: Type, _after: Type) -> Type:
+    return x
+
+
+def _fence_values(x: Array, _after: Array) -> Array:
+    return same_values(x)
+
+
 def _phase_type(train: Type, infer: Type) -> Type:
     if train != infer:
         raise ShapeError(f"the train value {train} and the infer value {infer} differ in type")
@@ -191,9 +199,9 @@ def inline(
 defop(
     "fence",
     Kind.VIEW,
-    infer=lambda x, after: x,
+    infer=_fence_type,
     vjp=lambda n, g: (g, None),
-    ref=lambda x, after: same_values(x),
+    ref=_fence_values,
     doc="The first input, computed after the second; what reads it is not shared with what reads the input itself.",
 )
 defop(
