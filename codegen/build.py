@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from codegen import jit
 from codegen.access import NotAffineError, is_leaf
 from codegen.affine import variable
+from codegen.cache import ObjectCache, object_key
 from codegen.costs import estimated_ns, operations
 from codegen.emit import emit, module_text
 from codegen.executable import Executable, Launchable, value_name
@@ -24,6 +25,7 @@ from codegen.prepare import prepare
 from codegen.schedule_cpu import schedule
 from codegen.steps import Step
 from codegen.target import Target
+from codegen.writer import scratch_layout
 from symgrad.errors import CompileError
 from symgrad.graph import STATEFUL, Node
 from symgrad.opdef import Kind
@@ -62,10 +64,12 @@ def build(
     workers: int = 1,
     verify: bool = False,
     report: Report | None = None,
+    cache: ObjectCache | None = None,
 ) -> Executable:
     """Machine code for a static, optimized program.
 
-    `report(stage, text)` receives what each stage did. CompileError for what cannot be compiled.
+    `report(stage, text)` receives what each stage did. Code that is in the cache is not made again. CompileError for
+    what cannot be compiled.
     """
     target = target or jit.host_target()
     tell = report or _silent
@@ -79,7 +83,7 @@ def build(
         for work in works:
             verify_kernel(work.kernel)
     clock.lap("plan", f"{memory.bytes} bytes of arena, {sum(memory.barriers)} barriers")
-    compiled = _compile([w.kernel for w in works], store, target, tell)
+    compiled = _compile([w.kernel for w in works], store, target, tell, cache)
     clock.lap("compile", f"{len({id(c) for c in compiled})} distinct kernels")
     launches = tuple(
         Launchable(work, c.address, c.scratch_bytes, barrier, c)
@@ -107,7 +111,7 @@ class _Clock:
 
 def _groups(program: Program) -> tuple[tuple[Group, ...], list[tuple[Kernel, tuple[Node, ...]]]]:
     """The groups and their naive kernels; what lowering cannot compute in place is stored and fusion starts over."""
-    realized: list[Node] = []
+    realized = _idle_checks(program)
     while True:
         groups = group(program, realized)
         stored = {n.id for g in groups for n in g.outputs}
@@ -122,6 +126,22 @@ def _groups(program: Program) -> tuple[tuple[Group, ...], list[tuple[Kernel, tup
             realized.append(reason.node)
             continue
         return groups, kernels
+
+
+def _idle_checks(program: Program) -> list[Node]:
+    """The index checks read by an array without elements, whose loops would never run them."""
+    found: dict[int, Node] = {}
+    seen: set[int] = set()
+    stack = [n for n in program.nodes if size_of(n.shape) == 0]
+    while stack:
+        node = stack.pop()
+        if node.id in seen:
+            continue
+        seen.add(node.id)
+        stack += node.inputs
+        if node.op.name == "check_index" and size_of(node.shape) != 0:
+            found[node.id] = node
+    return [found[k] for k in sorted(found)]
 
 
 def _works(program: Program, target: Target, tell: Report) -> list[Work]:
@@ -291,18 +311,24 @@ def _bytes(node: Node) -> int:
     return int(size_of(node.shape)) * node.dtype.itemsize  # pyright: ignore[reportArgumentType] static here
 
 
-def _compile(kernels: Sequence[Kernel], store: KernelStore, target: Target, tell: Report) -> list[Compiled]:
-    """Code for every kernel: what the store lacks is compiled in one module."""
+def _compile(
+    kernels: Sequence[Kernel], store: KernelStore, target: Target, tell: Report, cache: ObjectCache | None
+) -> list[Compiled]:
+    """Code for every kernel: what the store lacks is compiled in one module, or comes from the cache."""
     keys = [(target.name, kernel_text(k)) for k in kernels]
     found = {key: kept for key in keys if (kept := store.compiled.get(key)) is not None}
     missing = {key: kernel for key, kernel in zip(keys, kernels, strict=True) if key not in found}
     if missing:
         names = {key: "k" + hashlib.sha256(key[1].encode()).hexdigest()[:16] for key in missing}
-        emitted = {key: emit(kernel, names[key], target) for key, kernel in missing.items()}
-        module = module_text(emitted.values(), target)
-        tell("llvm", module)
-        library = jit.link([jit.compile_object(module, target)], names.values())
-        for key, name in names.items():
-            found[key] = Compiled(library.address(name), emitted[key].scratch_bytes, library)
+
+        def make() -> bytes:
+            module = module_text([emit(kernel, names[key], target) for key, kernel in missing.items()], target)
+            tell("llvm", module)
+            return jit.compile_object(module, target)
+
+        code = cache.get(object_key((text for _, text in missing), target), make) if cache else make()
+        library = jit.link([code], names.values())
+        for key, kernel in missing.items():
+            found[key] = Compiled(library.address(names[key]), scratch_layout(kernel)[1], library)
             store.compiled[key] = found[key]
     return [found[key] for key in keys]

@@ -89,6 +89,13 @@ def assembly(text: str, target: Target, *, passes: bool = False, level: int = 2)
         return _machine(target, level).emit_assembly(module)
 
 
+def versions() -> str:
+    """The versions of LLVM and its binding, which decide what machine code becomes of a text."""
+    import llvmlite  # pyright: ignore[reportMissingTypeStubs]
+
+    return f"llvmlite {llvmlite.__version__}, LLVM {'.'.join(map(str, _llvm().llvm_version_info))}"
+
+
 class Library:
     """Linked machine code. Addresses are valid while the Library lives; dropping it unmaps the code.
 

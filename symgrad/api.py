@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 from codegen import jit
 from codegen.build import KernelStore, build
+from codegen.cache import ObjectCache
 from codegen.target import Target
 from codegen.threads import default_workers
 from symgrad.errors import CompileError, GraphError
@@ -148,6 +150,21 @@ def _advanced(program: Program, phase: Phase) -> Program:
     return replace(program, updates=(*program.updates, *(pair for pair in steps if pair[0].name in drawn)))
 
 
+@lru_cache(maxsize=1)
+def _object_cache(folder: str) -> ObjectCache | None:
+    """The cache in a folder that was asked for, or in the user's own if it can be kept there."""
+    if folder == "off":
+        return None
+    if folder:
+        return ObjectCache(Path(folder, "objects"))
+    from platformdirs import user_cache_path
+
+    try:
+        return ObjectCache(user_cache_path("symgrad", appauthor=False) / "objects")
+    except CompileError:
+        return None
+
+
 def make_executable(
     program: Program,
     sizes: Mapping[str, int],
@@ -175,7 +192,10 @@ def make_executable(
             write_dump(asked.dump, f"{program.name}.{stage}.txt", text, append=True)
 
     try:
-        return build(static, _KERNELS, target=target, workers=workers, verify=asked.verify, report=report)
+        # What is asked to be shown has to be made.
+        shown = asked.dump is not None or asked.debug >= _LEVELS["llvm"]
+        cache = None if shown else _object_cache(asked.cache)
+        return build(static, _KERNELS, target=target, workers=workers, verify=asked.verify, report=report, cache=cache)
     except CompileError as error:
         lines = ", ".join(dict.fromkeys(describe(n) for n in static.outputs))
         raise CompileError(f"{program.name}: {error} (outputs: {lines})") from error

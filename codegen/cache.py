@@ -1,0 +1,140 @@
+"""Machine code on disk: objects that were compiled before, for this machine and by this code.
+
+One file per object, named by what it was made from. Objects are native code: a damaged one can end the process, and one
+from somebody else can do anything. So a file is used only if its checksum fits, from a folder nobody else can write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+from codegen import jit
+from codegen.target import Target
+from symgrad.errors import CompileError
+
+MAGIC = b"symgrad object 1\n"
+LIMIT = 256 << 20
+# Temporary files of processes that ended while writing are removed after so many seconds.
+STALE_SECONDS = 3600
+
+
+def object_key(texts: Iterable[str], target: Target, options: str = "") -> str:
+    """The name of the object of some kernels: their texts, the target, the options, and all that makes code of them."""
+    digest = hashlib.sha256()
+    for part in (repr(target), options, jit.versions(), _sources(), *texts):
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _sources() -> str:
+    """A fingerprint of the code generator: another version of it, or one that is being worked on, makes other code."""
+    digest = hashlib.sha256()
+    for file in sorted(resources.files("codegen").iterdir(), key=lambda f: f.name):
+        if file.name.endswith(".py"):
+            data = file.read_bytes()
+            digest.update(f"{file.name} {len(data)}\n".encode())
+            digest.update(data)
+    return digest.hexdigest()
+
+
+class ObjectCache:
+    """Objects in a folder of their own, at most about `limit` bytes of them; the oldest go first.
+
+    Any number of threads and processes may use a folder at once. What cannot be written is not kept, and what is
+    damaged is made again. CompileError for a folder that is not ours alone.
+    """
+
+    def __init__(self, folder: Path, limit: int = LIMIT) -> None:
+        self.folder = folder
+        self.limit = limit
+        self._unchecked: int | None = None  # bytes written since the folder was measured; None before the first time
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_private(folder)
+        except OSError as error:
+            raise CompileError(f"the cache of machine code cannot be kept in {folder}: {error}") from error
+
+    def get(self, key: str, make: Callable[[], bytes]) -> bytes:
+        """The object with this key, made if it is not there."""
+        found = self._read(key)
+        if found is None:
+            found = make()
+            self._write(key, found)
+        return found
+
+    def _read(self, key: str) -> bytes | None:
+        path = self.folder / key
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        start = len(MAGIC) + hashlib.sha256().digest_size
+        code = data[start:]
+        if data[:start] != MAGIC + hashlib.sha256(code).digest():
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return code
+
+    def _write(self, key: str, code: bytes) -> None:
+        temporary = ""
+        try:
+            handle, temporary = tempfile.mkstemp(prefix="tmp-", dir=self.folder)
+            with os.fdopen(handle, "wb") as file:
+                file.write(MAGIC + hashlib.sha256(code).digest() + code)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.folder / key)
+        except OSError:
+            if temporary:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+            return
+        if self._unchecked is None or self._unchecked > self.limit // 16:
+            self._shrink()
+        self._unchecked = (self._unchecked or 0) + len(code)
+
+    def _shrink(self) -> None:
+        """Remove the files used longest ago down to three quarters of the limit, and those left half written."""
+        self._unchecked = 0
+        found: list[tuple[float, int, Path]] = []
+        for path in self.folder.iterdir():
+            with contextlib.suppress(OSError):
+                info = path.stat()
+                found.append((info.st_mtime, info.st_size, path))
+        if not found:
+            return
+        newest = max(when for when, _, _ in found)
+        total = sum(size for _, size, _ in found)
+        goal = self.limit if total <= self.limit else self.limit * 3 // 4
+        for when, size, path in sorted(found):
+            stale = path.name.startswith("tmp-") and newest - when > STALE_SECONDS
+            if total <= goal and not stale:
+                continue
+            with contextlib.suppress(OSError):
+                path.unlink()
+                total -= size
+
+
+def _check_private(folder: Path) -> None:
+    """CompileError unless the folder belongs to this user and nobody else can write into it."""
+    if os.name != "posix":
+        return  # a folder in the user's profile is the user's
+    info = folder.stat()
+    if info.st_uid != os.getuid():
+        raise CompileError(f"the cache of machine code cannot be kept in {folder}: it belongs to another user")
+    if stat.S_IMODE(info.st_mode) & 0o077:
+        folder.chmod(0o700)

@@ -1,0 +1,192 @@
+"""Machine code on disk: used again, never when damaged or made for another machine, by many processes at once."""
+
+# pyright: basic
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import symgrad as sg
+from codegen import cache as caching
+from codegen import jit
+from codegen.build import KernelStore, build
+from codegen.cache import MAGIC, ObjectCache, object_key
+from symgrad.errors import CompileError
+from symgrad.program import Program
+from symgrad.settings import read_settings
+
+ROOT = Path(__file__).parent.parent.parent
+TARGET = jit.host_target()
+
+
+def _program() -> tuple[Program, np.ndarray]:
+    graph = sg.Graph()
+    x = graph.input("x", (5,))
+    return Program(graph, (x,), (sg.exp(x) * 3.0,), name="cached"), np.linspace(0, 1, 5, dtype=np.float32)
+
+
+def _compiled(cache: ObjectCache | None) -> None:
+    """Build in a store of its own, as a new process would."""
+    program, _ = _program()
+    build(program, KernelStore(), cache=cache)
+
+
+def _never() -> bytes:
+    raise AssertionError("this object is in the cache")
+
+
+def _only_file(folder: Path) -> Path:
+    (path,) = folder.iterdir()
+    return path
+
+
+def test_code_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _compiled(ObjectCache(tmp_path))
+    made = _only_file(tmp_path)
+    monkeypatch.setattr(jit, "compile_object", lambda *args, **options: _never())
+    _compiled(ObjectCache(tmp_path))
+    assert _only_file(tmp_path) == made
+    with pytest.raises(AssertionError):
+        _compiled(None)
+
+
+def test_cached_code_computes_the_same(tmp_path: Path) -> None:
+    code = (
+        "import sys, numpy as np, symgrad as sg\n"
+        "g = sg.Graph(); x = g.input('x', ('n', 7)); w = g.param('w', np.ones((7, 3), np.float32))\n"
+        "y = sg.nn.softmax(sg.tanh(x) @ w)\n"
+        "f = sg.compile([x], [y, sg.grad(sg.sum(y * y), w)])\n"
+        "results = f(np.linspace(-1, 1, 21, dtype=np.float32).reshape(3, 7))\n"
+        "sys.stdout.write(b''.join(a.tobytes() for a in results).hex())"
+    )
+    environment = {**os.environ, "SYMGRAD_CACHE": str(tmp_path)}
+    first, second = (
+        subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True, capture_output=True).stdout
+        for _ in range(2)
+    )
+    assert first == second != b""
+    assert len(list((tmp_path / "objects").iterdir())) == 1
+
+
+DAMAGES = {
+    "flipped": lambda data: data[:-9] + bytes([data[-9] ^ 4]) + data[-8:],
+    "header": lambda data: data[:3] + b"?" + data[4:],
+    "checksum": lambda data: data[: len(MAGIC)] + bytes(32) + data[len(MAGIC) + 32 :],
+    "short": lambda data: data[: len(data) // 2],
+    "long": lambda data: data + b"\0",
+    "empty": lambda data: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_made_again(tmp_path: Path, damage: str) -> None:
+    cache = ObjectCache(tmp_path)
+    assert cache.get("key", lambda: b"code" * 50) == b"code" * 50
+    path = tmp_path / "key"
+    whole = path.read_bytes()
+    path.write_bytes(DAMAGES[damage](whole))
+    assert cache.get("key", lambda: b"code" * 50) == b"code" * 50
+    assert path.read_bytes() == whole
+    assert cache.get("key", _never) == b"code" * 50
+
+
+def test_the_key_has_everything_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {
+        object_key(["a", "b"], TARGET),
+        object_key(["ab"], TARGET),
+        object_key(["b", "a"], TARGET),
+        object_key(["a", "b"], TARGET, "level 3"),
+        object_key(["a", "b"], replace(TARGET, cpu="another")),
+        object_key(["a", "b"], replace(TARGET, features=TARGET.features + ",+new")),
+        object_key(["a", "b"], replace(TARGET, l2=TARGET.l2 * 2)),
+    }
+    assert object_key(["a", "b"], TARGET) in keys
+    monkeypatch.setattr(jit, "versions", lambda: "llvmlite 99")
+    keys.add(object_key(["a", "b"], TARGET))
+    monkeypatch.setattr(caching, "_sources", lambda: "other sources")
+    keys.add(object_key(["a", "b"], TARGET))
+    assert len(keys) == 9
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of folders")
+def test_the_folder_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    ObjectCache(open_to_all).get("key", lambda: b"code")
+    assert open_to_all.stat().st_mode & 0o777 == 0o700
+    assert (open_to_all / "key").stat().st_mode & 0o777 == 0o600
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(CompileError, match="belongs to another user"):
+        ObjectCache(open_to_all)
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(CompileError, match="cannot be kept in"):
+        ObjectCache(tmp_path / "file" / "objects")
+
+
+def test_what_cannot_be_written_is_not_kept(tmp_path: Path) -> None:
+    cache = ObjectCache(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert cache.get("key", lambda: b"code") == b"code"
+
+
+def test_the_size_is_bounded(tmp_path: Path) -> None:
+    cache = ObjectCache(tmp_path, limit=100_000)
+    now = time.time()
+    for k in range(60):
+        cache.get(f"{k:02}", lambda: bytes(5_000))
+        os.utime(tmp_path / f"{k:02}", (now - 100 + k, now - 100 + k))
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 110_000
+    assert left == [f"{k:02}" for k in range(60 - len(left), 60)]  # the oldest have gone
+
+
+def test_half_written_files_go(tmp_path: Path) -> None:
+    (tmp_path / "tmp-old").write_bytes(b"half")
+    os.utime(tmp_path / "tmp-old", (1, 1))
+    (tmp_path / "tmp-new").write_bytes(b"half")
+    ObjectCache(tmp_path).get("key", lambda: b"code")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["key", "tmp-new"]
+
+
+def test_many_processes_share_a_folder(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from codegen.cache import ObjectCache\n"
+        "cache = ObjectCache(Path(sys.argv[1]), limit=40_000)\n"
+        "for turn in range(60):\n"
+        "    for k in range(6):\n"
+        "        want = bytes([(turn + k) % 9]) * 5_000\n"
+        "        assert cache.get(str((turn + k) % 9), lambda: want) == want\n"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT) for _ in range(4)]
+    assert [p.wait() for p in running] == [0] * 4
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith("tmp-")]
+
+
+def test_shown_text_is_made(tmp_path: Path) -> None:
+    """Asked for the LLVM text, a process makes it although the object is in the cache."""
+    code = (
+        "import numpy as np, symgrad as sg; g = sg.Graph(); x = g.input('x', (3,))\n"
+        "sg.compile([x], sg.sin(x))(np.ones(3, np.float32))"
+    )
+    for debug in ("0", "5"):
+        environment = {**os.environ, "SYMGRAD_CACHE": str(tmp_path), "SYMGRAD_DEBUG": debug}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, cwd=ROOT, check=True, capture_output=True, text=True
+        )
+        assert ("define void @k" in done.stderr) == (debug == "5")
+
+
+def test_settings() -> None:
+    assert read_settings({}).cache == ""
+    assert read_settings({"SYMGRAD_CACHE": "off"}).cache == "off"
