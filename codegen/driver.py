@@ -7,7 +7,7 @@ SERIAL = 2  # worker 0 alone runs it, over the whole extent
 GUARD = 4  # all workers meet, and leave the run here when the status is not 0
 
 LAUNCH_FIELDS = 6
-CONTEXT_FIELDS = 8
+CONTEXT_FIELDS = 12
 BARRIER_BYTES = 192
 
 # The control block of a pool, offsets in bytes. A signal is an i32 word that changes, and beside it the i32 count of
@@ -251,8 +251,38 @@ done:
   ret void
 }
 
+; Put into slots where the data of objects lies: those of a call are others each time.
+define internal void @bind(ptr %context) nounwind {
+start:
+  %count.at = getelementptr i64, ptr %context, i64 7
+  %objects.at = getelementptr i64, ptr %context, i64 8
+  %targets.at = getelementptr i64, ptr %context, i64 9
+  %header.at = getelementptr i64, ptr %context, i64 10
+  %count = load i64, ptr %count.at, align 8
+  %objects = load ptr, ptr %objects.at, align 8
+  %targets = load ptr, ptr %targets.at, align 8
+  %header = load i64, ptr %header.at, align 8
+  br label %object
+object:
+  %i = phi i64 [ 0, %start ], [ %next, %read ]
+  %more = icmp ult i64 %i, %count
+  br i1 %more, label %read, label %done
+read:
+  %object.at = getelementptr ptr, ptr %objects, i64 %i
+  %owner = load ptr, ptr %object.at, align 8
+  %data.at = getelementptr i8, ptr %owner, i64 %header
+  %data = load ptr, ptr %data.at, align 8
+  %slot = getelementptr ptr, ptr %targets, i64 %i
+  store ptr %data, ptr %slot, align 8
+  %next = add i64 %i, 1
+  br label %object
+done:
+  ret void
+}
+
 ; A run on the calling thread alone.
 define i64 @symgrad_serial(ptr %context) nounwind {
+  call void @bind(ptr %context)
   %status.at = getelementptr i64, ptr %context, i64 4
   %status = load ptr, ptr %status.at, align 8
   store i64 0, ptr %status, align 8
@@ -282,6 +312,7 @@ together:
   %status.at = getelementptr i64, ptr %context, i64 4
   %status = load ptr, ptr %status.at, align 8
   store i64 0, ptr %status, align 8
+  call void @bind(ptr %context)
   store ptr %context, ptr %context.at, align 8
   %size = trunc i64 %workers to i32
   %others = sub i32 %size, 1

@@ -73,14 +73,17 @@ def context_record(
     status: int,
     scratch: int,
     scratch_stride: int,
+    objects: tuple[int, int, int, int] = (0, 0, 0, 0),
 ) -> Words:
     """What one run needs, shape (CONTEXT_FIELDS,).
 
     Addresses of the array of slot pointers, of the launch records (`count` of them), of the barrier, of the status
     (one int64, set to 0 when a run starts) and of worker 0's scratch memory; worker w's scratch is w strides of bytes
-    further. One context serves one run at a time.
+    further. `objects` are how many objects there are, the address of an array of their addresses, that of the slots
+    their data belong to, and how far behind the start of an object the address of its data stands. One context serves
+    one run at a time.
     """
-    return np.array([slots, launches, count, barrier, status, scratch, scratch_stride, 0], np.int64)
+    return np.array([slots, launches, count, barrier, status, scratch, scratch_stride, *objects, 0], np.int64)
 
 
 def barrier_record() -> Words:

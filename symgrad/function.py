@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import numpy as np
@@ -31,7 +31,7 @@ class Executable(Protocol):
 
     program: Program
 
-    def run(self, inputs: Sequence[int], outputs: Sequence[int]) -> int: ...
+    def run(self, arrays: Sequence[Array]) -> int: ...
 
     def report(self) -> str: ...
 
@@ -109,30 +109,6 @@ def flatten(outputs: Any) -> tuple[list[Node], Structure]:
     return nodes, structure
 
 
-# Where CPython keeps the data pointer of an array: right after the object header.
-_HEADER = object.__basicsize__
-
-
-def _data_field_works() -> bool:
-    probe = np.arange(3)
-    return ctypes.c_size_t.from_address(id(probe) + _HEADER).value == probe.ctypes.data
-
-
-def _slow_address(array: Array) -> int:
-    return int(array.ctypes.data)
-
-
-def _fast_address(array: Array) -> int:
-    return _pointer_at(id(array) + _HEADER).value
-
-
-_pointer_at = ctypes.c_size_t.from_address
-# Reading the field takes a tenth of the time of `array.ctypes.data`; other interpreters lay arrays out otherwise.
-_address: Callable[[Array], int] = (
-    _fast_address if sys.implementation.name == "cpython" and _data_field_works() else _slow_address
-)
-
-
 # Outputs of at least this many bytes are worth recycling: the page faults of fresh memory would cost more than many a
 # kernel that fills it.
 RECYCLED_BYTES = 1 << 18
@@ -141,7 +117,7 @@ KEPT = 2
 
 
 def _references(arrays: list[Array]) -> int:
-    # The same loop as in Allocator.take: what a list, a loop variable and the call count for differs between
+    # The same loop as in Recycler.take: what a list, a loop variable and the call count for differs between
     # versions of Python.
     for owner in arrays:
         return sys.getrefcount(owner)
@@ -154,8 +130,15 @@ _COUNTS_ARE_EXACT = sys.implementation.name == "cpython" and getattr(sys, "_is_g
 _UNUSED = _references([np.empty(0)])
 
 
-class Allocator:
-    """Fresh arrays of one type. Memory of large ones is used again once nobody refers to it any more.
+def allocator(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Callable[[], Array]:
+    """What gives arrays of one type with unspecified content that alias nothing in use."""
+    if _COUNTS_ARE_EXACT and math.prod(shape) * dtype.itemsize >= RECYCLED_BYTES:
+        return Recycler(shape, dtype).take
+    return partial(np.empty, shape, dtype)
+
+
+class Recycler:
+    """Arrays of one type, whose memory is used again once nobody refers to it any more.
 
     Every view of an array NumPy makes refers to the array that owns the memory, so an owner that nobody else refers
     to cannot be seen by anyone.
@@ -166,13 +149,10 @@ class Allocator:
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.shape = shape
         self.dtype = dtype
-        large = math.prod(shape) * dtype.itemsize >= RECYCLED_BYTES
-        self._kept: list[Array] | None = [] if large and _COUNTS_ARE_EXACT else None
+        self._kept: list[Array] = []
 
     def take(self) -> Array:
-        """An array with unspecified content that aliases nothing in use."""
-        if self._kept is None:
-            return np.empty(self.shape, self.dtype)
+        """An array with unspecified content."""
         for owner in self._kept:
             if sys.getrefcount(owner) == _UNUSED:
                 return owner[...]
@@ -187,7 +167,7 @@ class Binding:
     """A program compiled for the sizes of one call."""
 
     executable: Executable
-    allocators: tuple[Allocator, ...]
+    allocators: tuple[Callable[[], Array], ...]
 
 
 class Function:
@@ -222,25 +202,19 @@ class Function:
         if named or len(args) != len(self._inputs):
             args = self._by_name(args, named)
         arrays: list[Array] = []
-        addresses: list[int] = []
-        for k, value in enumerate(args):
+        for value, dtype in zip(args, self._dtypes, strict=True):
             array: Array = value
-            if type(array) is not np.ndarray or array.dtype is not self._dtypes[k] or not array.flags.carray:
-                array = self._converted(k, value)
+            if type(array) is not np.ndarray or array.dtype is not dtype or not array.flags.carray:
+                array = self._converted(len(arrays), value)
             arrays.append(array)
-            addresses.append(_address(array))
         shapes = tuple([a.shape for a in arrays])
         binding = self._bindings.get(shapes) or self._bind(shapes, lambda: bind_sizes(self._inputs, arrays))
-        if out is None:
-            outputs = [allocator.take() for allocator in binding.allocators]
-        else:
-            outputs = self._given(out, binding, arrays)
-        targets = [_address(o) for o in outputs]
+        outputs = [make() for make in binding.allocators] if out is None else self._given(out, binding, arrays)
         if self._state_lock is None:
-            status = binding.executable.run(addresses, targets)
+            status = binding.executable.run(arrays + outputs)
         else:
             with self._state_lock:
-                status = binding.executable.run(addresses, targets)
+                status = binding.executable.run(arrays + outputs)
         if status:
             raise self._index_error(binding)
         return outputs[0] if self._single else self.structure.pack(outputs)
@@ -274,7 +248,7 @@ class Function:
             if (found := self._bindings.get(shapes)) is not None:
                 return found
             executable = self._make(self.program, sizes())
-            allocators = tuple(Allocator(static_shape(n.shape), n.dtype.np) for n in executable.program.outputs)
+            allocators = tuple(allocator(static_shape(n.shape), n.dtype.np) for n in executable.program.outputs)
             binding = self._bindings[shapes] = Binding(executable, allocators)
             return binding
 
@@ -317,10 +291,11 @@ class Function:
 
     def _given(self, out: Any, binding: Binding, arrays: Sequence[Array]) -> list[Array]:
         outputs = self.structure.unpack(out, self.name)
-        if len(outputs) != len(binding.allocators):
-            raise GraphError(f"{self.name}: out must hold {len(binding.allocators)} arrays, got {len(outputs)}")
-        for k, (array, allocator) in enumerate(zip(outputs, binding.allocators, strict=True)):
-            shape, dtype = allocator.shape, allocator.dtype
+        nodes = binding.executable.program.outputs
+        if len(outputs) != len(nodes):
+            raise GraphError(f"{self.name}: out must hold {len(nodes)} arrays, got {len(outputs)}")
+        for k, (array, node) in enumerate(zip(outputs, nodes, strict=True)):
+            shape, dtype = node.shape, node.dtype.np
             if not _is_array(array):
                 raise GraphError(f"{self.name}: out[{k}] must be an array, got {type(array).__name__}")
             if array.shape != shape:

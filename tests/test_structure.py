@@ -46,9 +46,8 @@ LATE = {
     ("symgrad.ops.control", "symgrad.grad"),  # its derivative is that of its program
 }
 FROM_SYMGRAD = {"types", "errors", "opdef", "storage", "graph", "program"}
-# symgrad.function reads the addresses of arrays at every call, where NumPy's own way costs ten times as much.
 CTYPES = {
-    "codegen.jit", "codegen.threads", "codegen.cuda", "codegen.executable", "symgrad.function",
+    "codegen.jit", "codegen.threads", "codegen.cuda", "codegen.executable",
 }  # fmt: skip
 # Lowering in three modules: they alone see graphs and loop programs, besides the line that calls everything.
 LOWERING = {"codegen.access", "codegen.inline", "codegen.lower", "codegen.lower_scan", "codegen.lower_sort"}
@@ -199,7 +198,17 @@ def test_foreign_packages_have_one_door_each() -> None:
     assert users("llvmlite") == {"codegen.jit"}
     assert users("ctypes") <= CTYPES
     assert users("scipy") == {"symgrad.sparse"}
-    known = {"numpy", "networkx", "safetensors", "llvmlite", "matplotlib", "platformdirs", "scipy", "symgrad", "codegen"}
+    known = {
+        "numpy",
+        "networkx",
+        "safetensors",
+        "llvmlite",
+        "matplotlib",
+        "platformdirs",
+        "scipy",
+        "symgrad",
+        "codegen",
+    }
     roots = {i.target.partition(".")[0] for i in IMPORTS}
     assert roots - known <= sys.stdlib_module_names
 
