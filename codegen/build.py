@@ -65,11 +65,12 @@ def build(
     verify: bool = False,
     report: Report | None = None,
     cache: ObjectCache | None = None,
+    profiled: bool = False,
 ) -> Executable:
     """Machine code for a static, optimized program.
 
-    `report(stage, text)` receives what each stage did. Code that is in the cache is not made again. CompileError for
-    what cannot be compiled.
+    `report(stage, text)` receives what each stage did. Code that is in the cache is not made again. A profiled
+    program runs kernel by kernel and keeps their times. CompileError for what cannot be compiled.
     """
     target = target or jit.host_target()
     tell = report or _silent
@@ -89,7 +90,7 @@ def build(
         Launchable(work, c.address, c.scratch_bytes, barrier, c)
         for work, c, barrier in zip(works, compiled, memory.barriers, strict=True)
     )
-    return Executable(program, launches, memory, workers)
+    return Executable(program, launches, memory, workers, profiled=profiled)
 
 
 def _silent(stage: str, text: str) -> None:

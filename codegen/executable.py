@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ import numpy as np
 from codegen import threads
 from codegen.driver import BARRIER, GUARD
 from codegen.plan import MemoryPlan, Work
+from codegen.profile import Profile
 from symgrad.graph import Node
 from symgrad.program import Program
 from symgrad.storage import aligned_copy
@@ -62,7 +64,7 @@ class Context:
     `bind` takes where the inputs and outputs are: the arrays as objects in CPython, else their data.
     """
 
-    __slots__ = ("_keep", "address", "bind")
+    __slots__ = ("_keep", "_record", "_table", "address", "bind")
 
     def __init__(self, executable: Executable) -> None:
         launches = executable.launches
@@ -105,7 +107,13 @@ class Context:
             objects=(executable.bound, given.ctypes.data, bound.ctypes.data, _HEADER) if _OBJECTS else (0, 0, 0, 0),
         )
         self.address = int(record.ctypes.data)
-        self._keep = (arena, scratch, args, table, barrier, status, slots, given, record)
+        self._record, self._table = record, table
+        self._keep = (arena, scratch, args, barrier, status, slots, given)
+
+    def choose(self, first: int, count: int) -> None:
+        """Let the next run be of `count` launches from a first one on."""
+        self._record[1] = self._table.ctypes.data + first * self._table.itemsize * self._table.shape[1]
+        self._record[2] = count
 
 
 class Executable:
@@ -117,6 +125,8 @@ class Executable:
         launches: tuple[Launchable, ...],
         memory: MemoryPlan,
         workers: int,
+        *,
+        profiled: bool = False,
     ) -> None:
         self.program = program
         self.launches = launches
@@ -133,6 +143,7 @@ class Executable:
         self.parallel = workers > 1 and sum(one.work.ns for one in launches) > PARALLEL_NS
         self._run = threads.shared_pool(workers).run if self.parallel else threads.serial_entry()
         self._free: list[Context] = []
+        self.profile = Profile(len(launches)) if profiled else None
 
     def run(self, arrays: Sequence[Array]) -> int:
         """Run on inputs and outputs, C-contiguous arrays of the program's types. Returns the status, 0 if well."""
@@ -141,26 +152,45 @@ class Executable:
         except IndexError:
             context = Context(self)
         context.bind(*map(_where, arrays))
-        status = self._run(context.address)
+        status = self._run(context.address) if self.profile is None else self._profiled(context, self.profile)
         self._free.append(context)
         return status
 
+    def _profiled(self, context: Context, profile: Profile) -> int:
+        """Run kernel by kernel, after a run of none, and note the times."""
+        status = 0
+        times: list[int] = []
+        for k in range(-1, len(self.launches)):
+            context.choose(max(k, 0), int(k >= 0))
+            start = time.perf_counter_ns()
+            status = self._run(context.address)
+            times.append(time.perf_counter_ns() - start)
+            if status:
+                break
+        context.choose(0, len(self.launches))
+        if not status:
+            profile.note(times[0], times[1:])
+        return status
+
     def report(self) -> str:
-        """A line per kernel (| where workers meet before it), then the totals."""
+        """A line per kernel (| where workers meet before it), then the totals; with times when they are measured."""
         works = [one.work for one in self.launches]
-        lines = ["      operations         bytes  kernel", *(_line(one) for one in self.launches)]
+        used = self.workers if self.parallel else 1
+        timed = self.profile is not None and self.profile.calls > 0
+        columns = self.profile.columns([(w.flops, w.bytes) for w in works], used) if timed and self.profile else []
+        head, *rest = columns or [""] * (len(works) + 1)
+        lines = [f"      operations         bytes  {head}kernel"]
+        for one, column in zip(self.launches, rest, strict=True):
+            meet = "|" if one.barrier else " "
+            lines.append(f"  {meet} {one.work.flops:>13,} {one.work.bytes:>13,}  {column}{one.work.label}")
         total = f"{len(works)} kernels, {len({one.address for one in self.launches})} distinct"
         lines.append(
             f"  {total}; {sum(w.flops for w in works):,} operations; {sum(w.bytes for w in works):,} bytes touched; "
-            f"arena {self.memory.bytes:,} bytes; {self.workers if self.parallel else 1} workers"
+            f"arena {self.memory.bytes:,} bytes; {used} worker{'s' if used > 1 else ''}"
         )
+        if timed and self.profile:
+            lines.append(f"  {self.profile.summary(used)}")
         return "\n".join(lines)
-
-
-def _line(one: Launchable) -> str:
-    work = one.work
-    meet = "|" if one.barrier else " "
-    return f"  {meet} {work.flops:>13,} {work.bytes:>13,}  {work.label}"
 
 
 def value_name(node: Node) -> str:

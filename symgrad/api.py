@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -99,7 +100,20 @@ def compile(
     choose_rules(left_out)
     if not isinstance(inputs, Program):
         program = _advanced(program, chosen)
-    return Function(program, structure, partial(make_executable, phase=chosen, workers=workers, without=left_out))
+    made = Function(program, structure, partial(make_executable, phase=chosen, workers=workers, without=left_out))
+    if settings().profile:
+        _show_at_exit(made)
+    return made
+
+
+def _show_at_exit(function: Function) -> None:
+    """Print what was measured of a function that was called when the process ends."""
+
+    def show() -> None:
+        if function.is_compiled:
+            print(function.report(), file=sys.stderr)
+
+    atexit.register(show)
 
 
 def _pairs(updates: Any) -> list[tuple[Node, Node]]:
@@ -195,7 +209,16 @@ def make_executable(
         # What is asked to be shown has to be made.
         shown = asked.dump is not None or asked.debug >= _LEVELS["llvm"]
         cache = None if shown else _object_cache(asked.cache)
-        return build(static, _KERNELS, target=target, workers=workers, verify=asked.verify, report=report, cache=cache)
+        return build(
+            static,
+            _KERNELS,
+            target=target,
+            workers=workers,
+            verify=asked.verify,
+            report=report,
+            cache=cache,
+            profiled=asked.profile,
+        )
     except CompileError as error:
         lines = ", ".join(dict.fromkeys(describe(n) for n in static.outputs))
         raise CompileError(f"{program.name}: {error} (outputs: {lines})") from error

@@ -219,8 +219,13 @@ class Function:
             raise self._index_error(binding)
         return outputs[0] if self._single else self.structure.pack(outputs)
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether there is machine code for some sizes."""
+        return bool(self._bindings)
+
     def report(self) -> str:
-        """For every set of sizes compiled so far: kernels, operations, bytes, arena."""
+        """For every set of sizes compiled so far: kernels, operations, bytes, arena; with SYMGRAD_PROFILE=1 times."""
         if not self._bindings:
             return f"{self.name}: not compiled yet; it compiles at the first call"
         return "\n".join(

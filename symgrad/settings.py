@@ -13,13 +13,14 @@ class Settings:
     """How much to show and check, and where to keep things.
 
     `debug` is the level of SYMGRAD_DEBUG (0 to 6), `dump` the folder of SYMGRAD_DUMP, `verify` whether every pass is
-    followed by the verifier, `threads` the number of workers, None for one per processor. `cache` is the folder of
-    SYMGRAD_CACHE, "off", or nothing for the user's own cache folder.
+    followed by the verifier, `profile` whether kernels are timed, `threads` the number of workers, None for one per
+    processor. `cache` is the folder of SYMGRAD_CACHE, "off", or nothing for the user's own cache folder.
     """
 
     debug: int = 0
     dump: str | None = None
     verify: bool = False
+    profile: bool = False
     threads: int | None = None
     cache: str = ""
 
@@ -31,6 +32,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         debug=_integer(environment, "SYMGRAD_DEBUG", 0, 6) or 0,
         dump=environment.get("SYMGRAD_DUMP") or None,
         verify=_switch(environment, "SYMGRAD_VERIFY"),
+        profile=_switch(environment, "SYMGRAD_PROFILE"),
         threads=threads,
         cache=environment.get("SYMGRAD_CACHE", ""),
     )

@@ -206,3 +206,35 @@ def test_to_networkx() -> None:
     assert edges == {(i.id, n.id, k) for n in graph.nodes for k, i in enumerate(n.inputs)}
     assert networkx.is_directed_acyclic_graph(found)
     assert networkx.ancestors(found, square.id) == {n.id for n in sg.ancestors([square])} - {square.id}
+
+
+def test_profile(tmp_path: Path) -> None:
+    """Times of kernels beside the machine's peaks, and the same results as without."""
+    code = (
+        "import numpy as np, symgrad as sg\n"
+        "g = sg.Graph(); x = g.input('x', (64, 64)); i = g.input('i', (2,), sg.int32)\n"
+        "total = g.state('total', np.zeros(64, np.float32))\n"
+        "rows = sg.take(sg.nn.softmax(x @ x), i, axis=0)\n"
+        "f = sg.compile([x, i], rows, updates=[(total, total + sg.sum(x, axis=0))])\n"
+        "a = np.linspace(-1, 1, 4096, dtype=np.float32).reshape(64, 64)\n"
+        "for _ in range(3): y = f(a, [1, 2])\n"
+        "try: f(a, [1, 64])\n"
+        "except IndexError: print('refused')\n"
+        "print(y.sum(), total.value.sum())"
+    )
+    done = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "SYMGRAD_PROFILE": profile},
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parent.parent,
+        )
+        for profile in ("0", "1")
+    ]
+    assert done[0].stdout == done[1].stdout
+    assert done[0].stdout.startswith("refused")
+    assert not done[0].stderr
+    assert "medians of 3 of 3 calls; peaks:" in done[1].stderr
+    assert done[1].stderr.count(" us ") >= 4
