@@ -188,7 +188,9 @@ def test_report() -> None:
     f.prepare(n=7)
     report = f.report()
     assert report.count("f for inputs") == 2
-    assert re.search(r"\d+ kernels, \d+ distinct; \d+ operations; .* bytes touched; arena \d+ bytes; 1 workers", report)
+    assert re.search(
+        r"\d+ kernels, \d+ distinct; \d+ operations; .* bytes touched; arena \d+ bytes; 1 worker$", report, re.MULTILINE
+    )
     assert "test_inspection.py:" in report
     assert repr(f) == "<Function f: 1 inputs, compiled for 2 sizes>"
 
