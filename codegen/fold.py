@@ -112,8 +112,12 @@ def _contraction(
         moving = _spread(graph, moving, axis, stride)
         extent = static_shape(moving.shape)[axis]
         reach = dilation * (size - 1)
-        moving = _cut(graph, moving, axis, max(start - reach, 0), min(stop, extent))
-        low[axis], high[axis] = max(reach - start, 0), max(stop - extent, 0)
+        # A span can lie behind everything that windows reach; nothing is then left of the operand.
+        begin = min(max(start - reach, 0), extent)
+        end = max(begin, min(stop, extent))
+        moving = cut_axis(graph, moving, axis, begin, end)
+        low[axis] = max(reach - start, 0)
+        high[axis] = stop - start + reach - low[axis] - (end - begin)
     windows = graph.add(OPS["window"], (_pad(graph, moving, low, high),), (sizes, (1,) * rank, dilations))
     reverse = tuple(k for k, label in enumerate(kernel_labels) if label in inside)
     kernel = graph.add(OPS["flip"], (kernel,), (reverse,))
@@ -163,7 +167,7 @@ def _one_axis(graph: Graph, x: Node, places: int, inside: int, extent: int, stri
     # Windows cut into blocks as long as the stride: blocks of one number lie side by side.
     x = _pad(graph, x, [0] * x.ndim, [-size % stride if a == inside else 0 for a in range(x.ndim)])
     for start in range(0, size, stride):
-        block = _cut(graph, x, inside, start, start + stride)
+        block = cut_axis(graph, x, inside, start, start + stride)
         order = [a for a in range(x.ndim) if a != inside]
         order.insert(places + 1, inside)
         block = _permute(graph, block, order)
@@ -175,7 +179,7 @@ def _one_axis(graph: Graph, x: Node, places: int, inside: int, extent: int, stri
 
 def _put(graph: Graph, x: Node, axis: int, start: int, extent: int) -> Node:
     """The elements from a place on along an axis of this extent, with zeros around; what is beyond is zero and goes."""
-    x = _cut(graph, x, axis, 0, min(static_shape(x.shape)[axis], extent - start))
+    x = cut_axis(graph, x, axis, 0, min(static_shape(x.shape)[axis], extent - start))
     high = extent - start - static_shape(x.shape)[axis]
     return _pad(
         graph,
@@ -186,7 +190,7 @@ def _put(graph: Graph, x: Node, axis: int, start: int, extent: int) -> Node:
 
 
 def _tap(graph: Graph, x: Node, axis: int, place: int) -> Node:
-    x = _cut(graph, x, axis, place, place + 1)
+    x = cut_axis(graph, x, axis, place, place + 1)
     return graph.add(OPS["reshape"], (x,), (x.shape[:axis] + x.shape[axis + 1 :],))
 
 
@@ -198,14 +202,15 @@ def _spread(graph: Graph, x: Node, axis: int, stride: int) -> Node:
     apart = graph.add(OPS["reshape"], (x,), ((*shape[: axis + 1], 1, *shape[axis + 1 :]),))
     apart = _pad(graph, apart, [0] * apart.ndim, [stride - 1 if a == axis + 1 else 0 for a in range(apart.ndim)])
     whole = graph.add(OPS["reshape"], (apart,), ((*shape[:axis], shape[axis] * stride, *shape[axis + 1 :]),))
-    return _cut(graph, whole, axis, 0, (shape[axis] - 1) * stride + 1)
+    return cut_axis(graph, whole, axis, 0, (shape[axis] - 1) * stride + 1)
 
 
 def _permute(graph: Graph, x: Node, order: Sequence[int]) -> Node:
     return x if list(order) == list(range(x.ndim)) else graph.add(OPS["permute"], (x,), (tuple(order),))
 
 
-def _cut(graph: Graph, x: Node, axis: int, start: int, stop: int) -> Node:
+def cut_axis(graph: Graph, x: Node, axis: int, start: int, stop: int) -> Node:
+    """The elements of one axis from `start` up to `stop`; `x` itself where these are all."""
     shape = static_shape(x.shape)
     if (start, stop) == (0, shape[axis]):
         return x

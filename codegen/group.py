@@ -116,8 +116,12 @@ class _Partition:
         if total <= RECOMPUTE_LIMIT or node.op.kind is not Kind.POINTWISE:
             return False
         stack = list(self.readers[node.id])
+        seen: set[int] = set()
         while stack:
             reader = stack.pop()
+            if reader.id in seen:
+                continue
+            seen.add(reader.id)
             if reader.op.name in ("broadcast", "take") or _scans_neighbors(reader):
                 return True
             if reader.op.kind is Kind.VIEW:

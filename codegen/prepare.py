@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import string
+from collections.abc import Mapping
 
-from codegen.fold import cut_fold, fold_node, is_products
+from codegen.fold import cut_axis, cut_fold, fold_node, is_products
 from symgrad.graph import Graph, Node, Origin
 from symgrad.opdef import OPS, Kind
 from symgrad.program import Program
@@ -28,11 +29,13 @@ TAPS = 16
 
 
 def prepare(program: Program) -> Program:
-    """The program with long reductions in two stages and products of vectors as reductions.
+    """The program with long sums in stages or blocks, small windows tap by tap, products of vectors as reductions, and
+    folds as contractions and sums of what lies side by side.
 
-    Programs that need neither come back as they are.
+    Programs that need nothing of this come back as they are.
     """
-    if not any(_needs(node) for node in program.nodes):
+    windows = _window_ranks(program)
+    if not any(_needs(node, windows) for node in program.nodes):
         return program
     graph = Graph(rules={}, seed=program.graph.seed)
     copy_of: dict[int, Node] = {}
@@ -45,6 +48,8 @@ def prepare(program: Program) -> Program:
         if node.id in cuts or node.op.name == "fold":
             made = cut_fold(graph, node, copy_of) if node.id in cuts else fold_node(graph, node, copy_of)
             copy_of[node.id] = _make(graph, made, made.inputs) if made.op.kind is Kind.CONTRACT else made
+        elif _is_over_windows(node, windows):
+            copy_of[node.id] = _tap_by_tap(graph, node, copy_of[node.inputs[0].id])
         else:
             copy_of[node.id] = _make(graph, node, tuple(copy_of[i.id] for i in node.inputs))
         if node.name is not None:
@@ -91,10 +96,10 @@ def _is_plain_cut(node: Node) -> bool:
     return size_of(node.shape) != 0 and set(node.attrs[2][node.ndim - rank :]) == {1}
 
 
-def _needs(node: Node) -> bool:
+def _needs(node: Node, windows: Mapping[int, int]) -> bool:
     if node.op.kind is Kind.REDUCE:
         return node.op.name in ("sum_to", "fold") or (
-            node.op.name in _PAIRWISE and (_is_long(node) or _is_over_windows(node))
+            node.op.name in _PAIRWISE and (_is_long(node) or _is_over_windows(node, windows))
         )
     return node.op.kind is Kind.CONTRACT and (_is_row_product(node) or _blocks(node) > 1)
 
@@ -111,11 +116,8 @@ def _is_long(node: Node) -> bool:
 
 
 def _make(graph: Graph, node: Node, inputs: tuple[Node, ...]) -> Node:
-    if node.op.kind is Kind.REDUCE and node.op.name in _PAIRWISE:
-        if _is_over_windows(node):
-            return _tap_by_tap(graph, node, inputs[0])
-        if _is_long(node):
-            return _two_stages(graph, node, inputs[0])
+    if node.op.kind is Kind.REDUCE and node.op.name in _PAIRWISE and _is_long(node):
+        return _two_stages(graph, node, inputs[0])
     if node.op.kind is Kind.CONTRACT and _is_row_product(node):
         return _product_and_sum(graph, node, inputs)
     if node.op.kind is Kind.CONTRACT and (blocks := _blocks(node)) > 1:
@@ -125,23 +127,30 @@ def _make(graph: Graph, node: Node, inputs: tuple[Node, ...]) -> Node:
     return graph.add(node.op, inputs, node.attrs)
 
 
-def _is_over_windows(node: Node) -> bool:
-    """Whether a reduction runs over the places in small windows."""
-    axes: tuple[int, ...] = node.attrs[0]
-    source = node.inputs[0]
-    shape = static_shape(source.shape)
-    taps = math.prod(shape[axis] for axis in axes)
-    if not 1 < taps <= TAPS or 0 in shape:
+def _window_ranks(program: Program) -> dict[int, int]:
+    """For nodes computed element by element from windows: how many of their last axes run over places in a window."""
+    ranks: dict[int, int] = {}
+    for node in program.nodes:
+        rank = 0
+        if node.op.name == "window":
+            rank = len(node.attrs[0])
+        elif node.op.kind is Kind.POINTWISE:
+            rank = max((ranks.get(i.id, 0) for i in node.inputs), default=0)
+        if rank:
+            ranks[node.id] = rank
+    return ranks
+
+
+def _is_over_windows(node: Node, windows: Mapping[int, int]) -> bool:
+    """Whether a reduction runs over the places in small windows, given the `_window_ranks`."""
+    if node.op.name not in _PAIRWISE or node.op.kind is not Kind.REDUCE:
         return False
-    stack, seen = [source], {source.id}
-    while stack:
-        node = stack.pop()
-        if node.op.name == "window" and min(axes) >= node.ndim - len(node.attrs[0]):
-            return True
-        if node.op.kind is Kind.POINTWISE:
-            stack += [i for i in node.inputs if i.id not in seen]
-            seen.update(i.id for i in node.inputs)
-    return False
+    source = node.inputs[0]
+    axes: tuple[int, ...] = node.attrs[0]
+    shape = static_shape(source.shape)
+    if 0 in shape or not 1 < math.prod(shape[axis] for axis in axes) <= TAPS:
+        return False
+    return min(axes) >= source.ndim - windows.get(source.id, 0)
 
 
 def _tap_by_tap(graph: Graph, node: Node, source: Node) -> Node:
@@ -152,7 +161,7 @@ def _tap_by_tap(graph: Graph, node: Node, source: Node) -> Node:
     for place in itertools.product(*(range(shape[axis]) for axis in axes)):
         tap = source
         for axis, k in zip(axes, place, strict=True):
-            tap = _cut(graph, tap, axis, k, k + 1)
+            tap = cut_axis(graph, tap, axis, k, k + 1)
         tap = graph.add(OPS["reshape"], (tap,), (node.shape,))
         total = tap if total is None else graph.add(combine, (total, tap))
     assert total is not None
@@ -198,7 +207,7 @@ def _two_stages_of(graph: Graph, node: Node, source: Node, axes: tuple[int, ...]
         return graph.add(node.op, (source,), (axes,))
     parts = [_chunks(graph, node, source, long, whole)]
     if extent % CHUNK:
-        rest = _cut(graph, source, long, whole * CHUNK, extent)
+        rest = cut_axis(graph, source, long, whole * CHUNK, extent)
         parts.append(_expanded(graph, graph.add(node.op, (rest,), ((long,),)), long))
     partial = parts[0] if len(parts) == 1 else graph.add(OPS["concat"], tuple(parts), (long,))
     return graph.add(node.op, (partial,), (axes,))
@@ -207,18 +216,9 @@ def _two_stages_of(graph: Graph, node: Node, source: Node, axes: tuple[int, ...]
 def _chunks(graph: Graph, node: Node, source: Node, axis: int, whole: int) -> Node:
     """One partial result per chunk, where the chunks were."""
     shape = static_shape(source.shape)
-    head = _cut(graph, source, axis, 0, whole * CHUNK)
+    head = cut_axis(graph, source, axis, 0, whole * CHUNK)
     cut = (*shape[:axis], whole, CHUNK, *shape[axis + 1 :])
     return graph.add(node.op, (graph.add(OPS["reshape"], (head,), (cut,)),), ((axis + 1,),))
-
-
-def _cut(graph: Graph, source: Node, axis: int, start: int, stop: int) -> Node:
-    shape = static_shape(source.shape)
-    if (start, stop) == (0, shape[axis]):
-        return source
-    starts = tuple(start if k == axis else 0 for k in range(len(shape)))
-    stops = tuple(stop if k == axis else d for k, d in enumerate(shape))
-    return graph.add(OPS["slice"], (source,), (starts, stops, (1,) * len(shape)))
 
 
 def _expanded(graph: Graph, node: Node, axis: int) -> Node:

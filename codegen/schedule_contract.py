@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codegen.costs import COSTS
@@ -25,6 +26,8 @@ CHAIN = 512
 # Elements this far apart cost a translation and a cache set each; so many of them in a row are worth packing.
 FAR_BYTES = 1024
 FAR_STEPS = 64
+# Lanes that a tile stores one by one, where its columns are not those of the result: more only take long to compile.
+MAX_SCATTERED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +95,18 @@ def lane_bytes(kernel: Kernel) -> int:
     return max(floats or [b.dtype.itemsize for b in kernel.params + kernel.locals], default=4)
 
 
-def parallel_position(sizes: list[int]) -> int:
+def parallel_position(sizes: Sequence[int]) -> int:
     """The outermost loop that has enough iterations to share, else the one with most."""
     for k, size in enumerate(sizes):
         if size >= PARALLEL_UNITS:
             return k
     return max(range(len(sizes)), key=lambda k: sizes[k])
+
+
+def shared(names: Sequence[str], sizes: Sequence[int]) -> list[Step]:
+    """Make the loop at the `parallel_position` of a perfect nest, given from outside in, the outermost and parallel."""
+    first = parallel_position(sizes)
+    return [*(Distribute(name) for name in reversed(names[:first])), Parallel(names[first])]
 
 
 def _plain(kernel: Kernel) -> tuple[Kernel, tuple[Step, ...]]:
@@ -137,6 +146,8 @@ def choose_tiling(kernel: Kernel, shape: Contraction, target: Target) -> Tiling 
         return None
     columns, factor = best[3], best[4]
     other = right if factor == left else left
+    if not any(s.index.factor(columns) == 1 for s in stores):
+        lanes = min(lanes, MAX_SCATTERED)
     rows = max(own[other], key=lambda o: (o.extent, o.name), default=None)
     extents = {o.name: o.extent for o in (*shape.outer, *shape.inner)}
     height = extents[rows.name] if rows is not None else 1
@@ -267,10 +278,7 @@ def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
         # Columns outside rows: the panel of columns stays in the cache while the rows of a block pass by.
         steps.append(Distribute(f"{tile}.0"))
     blocks = _blocks(shape, tiling)
-    first = parallel_position([size for _, size in blocks])
-    steps += [Distribute(name) for name, _ in reversed(blocks[:first])]
-    steps.append(Parallel(blocks[first][0]))
-    return tuple(steps)
+    return (*steps, *shared([name for name, _ in blocks], [size for _, size in blocks]))
 
 
 def _blocks(shape: Contraction, tiling: Tiling) -> list[tuple[str, int]]:
@@ -340,7 +348,4 @@ def _pack_steps(pack: Kernel, shape: Contraction, loop: str, tile: int, run: int
         steps += [Split(f"{loop}.1", lanes), Vectorize(f"{loop}.1.1", lanes), Unroll(f"{loop}.1.0")]
     blocks = [*(one.name for one in outer), f"{loop}.0"]
     extent = next(one.extent for one in nest if one.name == loop)
-    first = parallel_position([*(one.extent for one in outer), -(-extent // tile)])
-    steps += [Distribute(n) for n in reversed(blocks[:first])]
-    steps.append(Parallel(blocks[first]))
-    return tuple(steps)
+    return (*steps, *shared(blocks, [*(one.extent for one in outer), -(-extent // tile)]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from codegen.group import Anchor
 from codegen.loop import Bind, Body, For, Kernel, Load, Loop, Stmt, Store, loops_of
-from codegen.schedule_contract import lane_bytes, parallel_position, schedule_contract
+from codegen.schedule_contract import lane_bytes, parallel_position, schedule_contract, shared
 from codegen.steps import Distribute, Fuse, Parallel, Split, Step, Unroll, Vectorize, apply, can_fuse
 from codegen.target import Target
 
@@ -114,8 +114,7 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     lanes = target.lanes(lane_bytes(kernel))
     best = _vector_loop(loops, lanes)
     extents = {f.loop.name: f.loop.extent for f in loops}
-    while lanes > MIN_LANES and extents[best] <= lanes // 2:
-        lanes //= 2
+    lanes = _narrowed(lanes, extents[best])
     steps: list[Step] = []
     # The vector loop goes innermost.
     order = [f.loop.name for f in loops]
@@ -131,6 +130,13 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     steps.append(Vectorize(f"{best}.1", lanes))
     steps.append(Parallel(outer[first]))
     return tuple(steps)
+
+
+def _narrowed(lanes: int, extent: int) -> int:
+    """The lanes of a loop that is too short for all of them."""
+    while lanes > MIN_LANES and extent <= lanes // 2:
+        lanes //= 2
+    return lanes
 
 
 def _vector_loop(loops: list[For], lanes: int) -> str:
@@ -187,22 +193,17 @@ def _sort_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     if ranked:
         extent = ranked[0].loop.extent
         width = next(kernel.buffer(s.buffer).dtype.itemsize for s in ranked[0].body if isinstance(s, Load))
-        lanes = target.lanes(width)
-        while lanes > MIN_LANES and extent <= lanes // 2:
-            lanes //= 2
+        lanes = _narrowed(target.lanes(width), extent)
         vectors = max(1, min(4, extent // lanes))
         steps += [Split("i", lanes * vectors), Split("i.1", lanes), Vectorize("i.1.1", lanes), Unroll("i.1.0")]
         steps += [Distribute("i.1.1"), Distribute("i.1.0")]
     if outer:
-        sizes = [f.loop.extent for f in outer]
-        first = parallel_position(sizes)
-        steps += [Distribute(f.loop.name) for f in reversed(outer[:first])]
-        steps.append(Parallel(outer[first].loop.name))
+        steps += shared([f.loop.name for f in outer], [f.loop.extent for f in outer])
     return tuple(steps)
 
 
 def _column_steps(chosen: For, outer: list[For], lanes: int) -> tuple[Step, ...]:
-    """Reduce over rows with neighboring columns in the lanes: a block of columns at a time stays in registers."""
+    """Reduce or scan over rows with neighboring columns in the lanes: a block of columns stays in registers."""
     name, extent = chosen.loop.name, chosen.loop.extent
     order = [f.loop.name for f in outer]
     position = order.index(name)
@@ -215,10 +216,7 @@ def _column_steps(chosen: For, outer: list[For], lanes: int) -> tuple[Step, ...]
     rest = [*order[:position], *order[position + 1 :]]
     sizes = [f.loop.extent for f in outer if f.loop.name != name]
     blocks = [*rest, f"{name}.0"]
-    first = parallel_position([*sizes, -(-extent // (lanes * vectors))])
-    steps += [Distribute(n) for n in reversed(blocks[:first])]
-    steps.append(Parallel(blocks[first]))
-    return tuple(steps)
+    return (*steps, *shared(blocks, [*sizes, -(-extent // (lanes * vectors))]))
 
 
 def _scan_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
@@ -236,9 +234,7 @@ def _scan_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     blocks = [*(f.loop.name for f in outer[:-1]), f"{rows}.0"]
     steps: list[Step] = [Split(rows, SCANNED_ROWS), Unroll(f"{rows}.1"), Distribute(f"{rows}.1")]
     sizes = [*(f.loop.extent for f in outer[:-1]), -(-outer[-1].loop.extent // SCANNED_ROWS)]
-    first = parallel_position(sizes)
-    steps += [Distribute(name) for name in reversed(blocks[:first])]
-    return (*steps, Parallel(blocks[first]))
+    return (*steps, *shared(blocks, sizes))
 
 
 def _scatter_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:

@@ -101,9 +101,11 @@ def conv_transpose2d(
     _need_channels(name, x, channels)
     if any(m >= max(s, d) for m, s, d in zip(more, strides, dilations, strict=True)):
         raise ShapeError(f"nn.{name}: output_padding {more} must be smaller than the stride or the dilation")
+    # A stride more would be one more window: what the output padding adds beyond that is zeros behind the fold.
+    inside = tuple(min(m, s - 1) for m, s in zip(more, strides, strict=True))
     full: Shape = tuple(
         (e - 1) * s + d * (k - 1) + 1 + m
-        for e, k, s, d, m in zip(x.shape[2:], sizes, strides, dilations, more, strict=True)
+        for e, k, s, d, m in zip(x.shape[2:], sizes, strides, dilations, inside, strict=True)
     )
     if groups == 1:
         parts = apply("contract", x, w, left="ncxy", right="couv", out="noxyuv")
@@ -116,6 +118,8 @@ def conv_transpose2d(
     y = apply("fold", parts, extents=full, strides=strides, dilations=dilations)
     total = out * groups
     y = reshape_to(y, (y.shape[0], total, *full))
+    y = _padded(y, tuple((0, m - i) for m, i in zip(more, inside, strict=True)), 0.0)
+    full = y.shape[2:]
     starts: Shape = (0, 0, *cut)
     stops: Shape = (y.shape[0], total, *(e - c for e, c in zip(full, cut, strict=True)))
     if any(cut):

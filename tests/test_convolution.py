@@ -202,6 +202,8 @@ TRANSPOSES = [
     ((2, 3, 4, 5), (3, 2, 3, 2), (2, 3), (1, 0), (1, 2), (1, 2), 1),
     ((1, 4, 3, 3), (4, 2, 2, 2), (2, 2), (0, 0), (0, 0), (1, 1), 2),
     ((1, 2, 3, 4), (2, 1, 4, 4), (2, 2), (1, 1), (0, 0), (1, 1), 1),
+    # An output padding as large as the stride, behind a dilated window, holds zeros only.
+    ((1, 2, 3, 4), (2, 2, 2, 3), (1, 2), (0, 1), (2, 2), (3, 3), 1),
 ]
 
 
@@ -225,6 +227,19 @@ def test_transposed_convolution(case: tuple[Any, ...]) -> None:
         x, w, stride=stride, padding=padding, output_padding=more, dilation=dilation, groups=groups
     )
     check_derivatives([derive([x, w], [data, values], y * y, 2)])
+
+
+@pytest.mark.parametrize(
+    "place", [(slice(-1, None), slice(None)), (slice(7, 9), slice(10, 14)), (slice(2, 4), slice(11, 12))]
+)
+def test_a_slice_behind_what_windows_reach(place: tuple[slice, slice]) -> None:
+    """The compiler cuts a fold to the slice that is read of it, also where no window reaches it."""
+    rng = np.random.default_rng(8)
+    g = sg.Graph()
+    x, w = g.input("x", (1, 2, 3, 4), "float64"), g.input("w", (2, 3, 1, 2), "float64")
+    y = sg.nn.conv_transpose2d(x, w, stride=(4, 5), output_padding=(3, 4))[:, :, *place]
+    feeds = {x: rng.integers(-3, 4, x.shape).astype(np.float64), w: rng.integers(-3, 4, w.shape).astype(np.float64)}  # pyright: ignore[reportArgumentType]
+    np.testing.assert_array_equal(sg.compile([x, w], y)(*feeds.values()), sg.evaluate(y, feeds))
 
 
 # size, stride, padding.
