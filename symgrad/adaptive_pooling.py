@@ -40,12 +40,12 @@ def _adaptive_max(name: str, rank: int, x: Node, size: int | Sequence[int]) -> N
     if x.ndim != rank + 2:
         raise ShapeError(f"nn.{name}: expected (batch, channels) and {rank} axes of space, got {describe(x)}")
     counts = tuple(size) if isinstance(size, Sequence) else (size,) * rank
-    if len(counts) != rank or any(isinstance(c, bool) or not isinstance(c, int) or c < 1 for c in counts):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+    if len(counts) != rank or any(isinstance(c, bool) or not isinstance(c, int | np.integer) or c < 1 for c in counts):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
         raise ValueError(f"nn.{name}: size is one integer of at least 1 or {rank} of them, got {size!r}")
     # Every axis of space becomes two: the parts, and the elements of a part. One reduction over all, so that ties of a
     # whole part are equal.
     for k, count in enumerate(counts):
-        x = _parts(name, x, 2 + 2 * k, count)
+        x = _parts(name, x, 2 + 2 * k, int(count))
     return sg.max(x, axis=tuple(range(3, 3 + 2 * rank, 2)))
 
 

@@ -25,9 +25,12 @@ def checkpoint(f: Callable[..., Any]) -> Made:
     What `f` computes on the way to its result is then not kept in memory between the forward and the backward pass;
     the price is one more evaluation of `f` per derivative. Values, derivatives of every order and mode are those of
     `f` itself. Operands are the arguments and whatever else `f` reads, such as params; nodes that were built before
-    the call are operands too. `f` returns a node or a tuple of nodes of one floating dtype. Forward mode keeps
-    nothing, so there it changes nothing. Chen, Xu, Zhang and Guestrin, "Training Deep Nets with Sublinear Memory
-    Cost" (2016).
+    the call are operands too. Arguments by keyword are handed on as they are. `f` returns a node or a tuple of nodes
+    of one floating dtype. Forward mode keeps nothing, so there it changes nothing. Chen, Xu, Zhang and Guestrin,
+    "Training Deep Nets with Sublinear Memory Cost" (2016).
+
+    Paths of derivatives lead through the operands only: a node that `f` built inside counts as disconnected outside.
+    Where something inside has a derivative in reverse mode only, as `sg.grad_clip`, so has the whole.
 
     Raises GradientError where `f` returns anything else, or reads nothing that is floating.
 
@@ -36,11 +39,11 @@ def checkpoint(f: Callable[..., Any]) -> Made:
     """
 
     @functools.wraps(f)
-    def function(*arguments: Operand) -> Any:
+    def function(*arguments: Operand, **options: Any) -> Any:
         first = graph_of("checkpoint", *arguments)
         xs = [as_node(first, a) for a in arguments]
         mark = len(first.graph.nodes)
-        returned: Any = f(*xs)
+        returned: Any = f(*xs, **options)
         several = isinstance(returned, tuple | list)
         values = function_values("checkpoint", returned)
         value = joined(values) if several else values[0]
@@ -48,8 +51,8 @@ def checkpoint(f: Callable[..., Any]) -> Made:
         floating = tuple(k for k, operand in enumerate(operands) if operand.dtype.is_float)
         if not floating:
             raise GradientError("checkpoint: the function reads nothing that is floating, so it has no derivative")
-        program = _rules(getattr(f, "__name__", "checkpoint"), value, operands, inside, floating)
-        made = apply("custom", value, *operands, program=program, count=len(operands), wrt=floating, modes="both")
+        program, modes = _rules(getattr(f, "__name__", "checkpoint"), value, operands, inside, floating)
+        made = apply("custom", value, *operands, program=program, count=len(operands), wrt=floating, modes=modes)
         return split_like(made, values) if several else made
 
     return function
@@ -57,8 +60,10 @@ def checkpoint(f: Callable[..., Any]) -> Made:
 
 def _rules(
     name: str, value: Node, operands: Sequence[Node], inside: Sequence[Node], floating: Sequence[int]
-) -> Program:
+) -> tuple[Program, str]:
     """Cotangents and the tangent of a value as functions of operands, the value, its cotangent, and tangents.
+
+    And the modes there are rules for: "both", or "vjp" where there is no tangent.
 
     The reverse rule reads its operands behind fences: what it computes comes after the cotangent, and is not shared
     with the forward pass.
@@ -80,5 +85,9 @@ def _rules(
     tangents = [leaf(f"tangent {k}", operands[k].type) for k in floating]
     fenced = [graph.add(OPS["fence"], (i, cotangent), ()) for i in inputs]
     reverse = vjp([copied(fenced)], [fenced[k] for k in floating], [cotangent])
-    forward = jvp([copied(inputs)], [inputs[k] for k in floating], tangents)
-    return Program(graph, (*inputs, output, cotangent, *tangents), (*reverse, *forward), name=name)
+    try:
+        forward = jvp([copied(inputs)], [inputs[k] for k in floating], tangents)
+    except GradientError:
+        # A rule inside that is not linear in its cotangent: whoever asks for the tangent of the whole is told so.
+        return Program(graph, (*inputs, output, cotangent), tuple(reverse), name=name), "vjp"
+    return Program(graph, (*inputs, output, cotangent, *tangents), (*reverse, *forward), name=name), "both"

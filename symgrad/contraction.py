@@ -5,32 +5,20 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 
-from symgrad.errors import DTypeError, ShapeError
+from symgrad.errors import ShapeError
 from symgrad.graph import Node, Operand, describe
 from symgrad.indexing import diagonal_first
-from symgrad.operators import apply, as_node, graph_of, matmul, permute_to, reshape_to
+from symgrad.operators import apply, matmul, of_one_dtype, permute_to, reshape_to
 from symgrad.ops.view import same_extent
 from symgrad.shaping import normal_axis
-from symgrad.types import Extent, promote
+from symgrad.types import Extent
 
 __all__ = ["einsum", "matmul", "tensordot", "vecdot"]
 
 
-def _lifted(name: str, operands: Sequence[Operand]) -> list[Node]:
-    like = graph_of(name, *operands)
-    nodes = [as_node(like, o) for o in operands]
-    target = nodes[0].dtype
-    for node in nodes[1:]:
-        found = promote(target, node.dtype)
-        if found is None:
-            raise DTypeError(f"{name}: no data type holds both {describe(nodes[0])} and {describe(node)}; use astype")
-        target = found
-    return [n if n.dtype is target else apply("astype", n, dtype=target) for n in nodes]
-
-
 def tensordot(a: Operand, b: Operand, axes: int | tuple[Sequence[int], Sequence[int]] = 2) -> Node:
     """The sum of products over the last axes of a and the first of b, or over pairs of axes."""
-    a, b = _lifted("tensordot", (a, b))
+    a, b = of_one_dtype("tensordot", (a, b))
     if isinstance(axes, int):
         left, right = list(range(a.ndim - axes, a.ndim)), list(range(axes))
     else:
@@ -50,7 +38,7 @@ def tensordot(a: Operand, b: Operand, axes: int | tuple[Sequence[int], Sequence[
 
 def vecdot(a: Operand, b: Operand, axis: int = -1) -> Node:
     """The sum of products along one axis of both, counted from the end; the other axes broadcast."""
-    a, b = _lifted("vecdot", (a, b))
+    a, b = of_one_dtype("vecdot", (a, b))
     if axis >= 0:
         raise ShapeError(f"vecdot: the axis must be negative, because the other axes broadcast; got {axis}")
     spec = [f"...{_tail(-axis)}", f"...{_tail(-axis)}", f"...{_tail(-axis)[1:]}"]
@@ -70,7 +58,7 @@ def einsum(subscripts: str, *operands: Operand) -> Node:
     that occurs twice in one operand takes its diagonal: `einsum("ii->", x)` is the trace. Without `->` the result has
     the labels that occur once, in alphabetical order. ShapeError for extents that differ.
     """
-    nodes = _lifted("einsum", operands)
+    nodes = of_one_dtype("einsum", operands)
     terms, out = _parse(subscripts, nodes)
     for k, (term, node) in enumerate(zip(terms, nodes, strict=True)):
         terms[k], nodes[k] = _diagonals(subscripts, term, node)

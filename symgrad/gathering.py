@@ -1,7 +1,8 @@
 """Elements and slices at indices that are data, and arrays with updates brought in there.
 
 Indices are integers of any data type. By default negative ones count from the end and what is out of range is an
-IndexError at the call; the modes "clip" and "wrap" are those of `numpy.take`.
+IndexError at the call; the modes "clip" and "wrap" are those of `numpy.take`. An index whose slice no output needs may
+go unnoticed.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def gather(x: Node, indices: Operand, axis: int = 0, *, mode: str = "raise") -> 
 
 
 def _indices(x: Node, indices: Operand) -> Node:
-    return as_node(x, indices, int64) if is_scalar(indices) else as_node(x, indices)
+    number = is_scalar(indices) and not isinstance(indices, bool)
+    return as_node(x, indices, int64) if number else as_node(x, indices)
 
 
 def take_along_axis(x: Node, indices: Operand, axis: int = -1, *, mode: str = "raise") -> Node:

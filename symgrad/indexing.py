@@ -27,7 +27,8 @@ MODES = ("raise", "clip", "wrap")
 class Span:
     """What an index selects along one axis: indices, or every step-th element from `start` up to `stop`.
 
-    A negative step selects the same elements in reverse order. An axis with an integer is not kept.
+    A negative step selects the same elements in reverse order. An axis with an integer is not kept. `apart` says that
+    an ellipsis of no axes stands before it, which parts arrays as one of axes does.
     """
 
     start: Extent
@@ -35,6 +36,7 @@ class Span:
     step: int = 1
     kept: bool = True
     indices: Node | None = None
+    apart: bool = False
 
     @property
     def extent(self) -> Extent:
@@ -66,7 +68,8 @@ def selection(x: Node, index: Any) -> Selection:
     """What an index selects along each axis, and None for each new one. Indices of arrays are checked at the call."""
     out: list[Span | None] = []
     axis = 0
-    for item in _expand(x, index if isinstance(index, tuple) else (index,)):  # pyright: ignore[reportUnknownArgumentType] any index
+    expanded, split = _expand(x, index if isinstance(index, tuple) else (index,))  # pyright: ignore[reportUnknownArgumentType] any index
+    for item in expanded:
         if item is None:
             out.append(None)
             continue
@@ -79,6 +82,8 @@ def selection(x: Node, index: Any) -> Selection:
         else:
             out.append(Span(0, extent, indices=index_within(as_node(x, item), extent)))
         axis += 1
+    if split is not None and (behind := out[split]) is not None:
+        out[split] = replace(behind, apart=True)
     return tuple(out)
 
 
@@ -195,7 +200,8 @@ def _merged_indices(x: Node, spans: Sequence[Span], run: Shape, adjacent: bool) 
         stride = size_of(run[k + 1 :])
         if span.indices is not None:
             part = reshape_to(next(pending), (*(1,) * len(lead), *block, *(1,) * len(tail)))
-            part = part if stride == 1 else binary("multiply", part, stride)
+            # Times 0 the check of the index would be left out, and over an axis without elements any stride will do.
+            part = part if stride in (0, 1) else binary("multiply", part, stride)
         elif span.kept:
             place = axis if axis < len(lead) else axis + len(block)
             part = places_along(x, span, run[k], stride)
@@ -233,7 +239,8 @@ def _is_whole(span: Span, extent: Extent) -> bool:
 def _is_adjacent(items: Selection) -> bool:
     """Whether the arrays stand side by side, integers being arrays too, so that their axes stay in place."""
     places = [k for k, s in enumerate(items) if s is not None and (s.indices is not None or not s.kept)]
-    return places[-1] - places[0] + 1 == len(places)
+    inner = items[places[0] + 1 : places[-1] + 1]
+    return len(inner) + 1 == len(places) and not any(s is not None and s.apart for s in inner)
 
 
 def diagonal_first(x: Node, axes: Sequence[int]) -> Node:
@@ -256,8 +263,11 @@ def _is_integer(item: object) -> bool:
     return isinstance(item, int | np.integer | Dim) and not isinstance(item, bool)
 
 
-def _expand(x: Node, items: tuple[Any, ...]) -> list[Any]:
-    """The items with lists as arrays, the ellipsis written out, and one item for each axis."""
+def _expand(x: Node, items: tuple[Any, ...]) -> tuple[list[Any], int | None]:
+    """The items with lists as arrays, the ellipsis written out, and one item for each axis.
+
+    And which item follows an ellipsis of no axes, if there is one.
+    """
     items = tuple([listed(i) for i in items])  # pyright: ignore[reportUnknownArgumentType] any list
     for item in items:
         _check_item(x, item)
@@ -269,7 +279,8 @@ def _expand(x: Node, items: tuple[Any, ...]) -> list[Any]:
         raise ShapeError(f"{_at(x)}: more than one ellipsis")
     place = places[0] if places else len(items)
     rest = [slice(None)] * (x.ndim - used)
-    return [*items[:place], *rest, *items[place + 1 :]]
+    split = place if places and not rest and place + 1 < len(items) else None
+    return [*items[:place], *rest, *items[place + 1 :]], split
 
 
 def listed(item: Any) -> Any:

@@ -8,6 +8,7 @@ from symgrad import functions as sg
 from symgrad.errors import DTypeError
 from symgrad.graph import Node, describe
 from symgrad.operators import constant_like
+from symgrad.shaping import normal_axes
 
 __all__ = ["vector_norm"]
 
@@ -26,8 +27,9 @@ def vector_norm(x: Node, /, *, axis: sg.Axis = None, keepdims: bool = False, ord
     """
     if not x.dtype.is_float:
         raise DTypeError(f"vector_norm: {describe(x)} is not floating; use astype")
-    if math.isnan(ord):
-        raise ValueError("vector_norm: ord must be a number, got nan")
+    if isinstance(ord, str) or math.isnan(ord):  # pyright: ignore[reportUnnecessaryIsInstance] norms of matrices have names
+        raise ValueError(f"vector_norm: ord must be a number, got {ord!r}")
+    axis = normal_axes("vector_norm", x, axis)
     if math.isinf(ord):
         return (sg.max if ord > 0 else sg.min)(sg.abs(x), axis, keepdims=keepdims)
     if ord == 0:

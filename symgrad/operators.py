@@ -128,6 +128,16 @@ def common(name: str, *values: Operand, dtypes: bool = True) -> list[Node]:
     return [broadcast_to(n, shape) for n in nodes]
 
 
+def of_one_dtype(name: str, values: Sequence[Operand]) -> list[Node]:
+    """Operands as nodes of one data type, their shapes as they are. DTypeError where no data type holds them."""
+    like = graph_of(name, *values)
+    nodes = [as_node(like, v) for v in values]
+    target = nodes[0].dtype
+    for node in nodes[1:]:
+        target = _promoted(name, target, node, nodes[0])
+    return [n if n.dtype is target else _cast(n, target) for n in nodes]
+
+
 def _promoted(name: str, target: DType, node: Node, like: Node) -> DType:
     found = promote(target, node.dtype)
     if found is None:

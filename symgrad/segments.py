@@ -56,6 +56,7 @@ def segment_min(data: Node, segment_ids: Operand, num_segments: Extent) -> Node:
 def segment_mean(data: Node, segment_ids: Operand, num_segments: Extent) -> Node:
     """The mean of each segment, 0 for an empty one. Integers and bool are taken as float32."""
     data = data if data.dtype.is_float else astype(data, float32)
+    num_segments = checked_extent("segment_mean", num_segments)
     ids = _ids("segment_mean", data, segment_ids, num_segments)
     total = _scattered("scatter_add", data, ids, num_segments, 0)
     ones = filled(data.graph, ids.shape, data.dtype, 1)
@@ -66,6 +67,7 @@ def segment_mean(data: Node, segment_ids: Operand, num_segments: Extent) -> Node
 def _combined(
     name: str, combine: str, data: Node, segment_ids: Operand, num_segments: Extent, nothing: float | int | bool
 ) -> Node:
+    num_segments = checked_extent(name, num_segments)
     ids = _ids(name, data, segment_ids, num_segments)
     return _scattered(combine, data, ids, num_segments, nothing)
 
@@ -77,7 +79,6 @@ def _scattered(combine: str, data: Node, ids: Node, num_segments: Extent, nothin
 
 def _ids(name: str, data: Node, segment_ids: Operand, num_segments: Extent) -> Node:
     """The ids, checked when they are used."""
-    checked_extent(name, num_segments)
     ids = as_node(data, segment_ids)
     if not ids.dtype.is_integer:
         raise DTypeError(f"{name}: segment ids must be integers, got {describe(ids)}")

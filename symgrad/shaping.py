@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from symgrad.errors import DTypeError, ShapeError
+from symgrad.errors import ShapeError
 from symgrad.graph import Node, Operand, checked_shape, describe
-from symgrad.operators import apply, as_node, common, graph_of, permute_to, reshape_to
+from symgrad.operators import apply, common, of_one_dtype, permute_to, reshape_to
 from symgrad.operators import broadcast_to as broadcast_node
 from symgrad.ops.build import scalar_literal, slice_axis
-from symgrad.types import Dim, Extent, Shape, promote, size_of
+from symgrad.types import Dim, Extent, Shape, size_of
 
 if TYPE_CHECKING:
     from symgrad.types import Array
@@ -25,13 +25,17 @@ def shape(x: Node) -> Shape:
 
 
 def normal_axis(name: str, x: Node, axis: int | None, ndim: int | None = None) -> int:
-    """The axis counted from the start. ShapeError when x has no such axis, or none is given."""
+    """The axis counted from the start. ShapeError when x has no such axis, or none is given; TypeError for no node."""
+    if not isinstance(x, Node):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+        raise TypeError(f"{name}: expected a node, got {type(x).__name__}; use g.const to put an array into a graph")
     count = x.ndim if ndim is None else ndim
     if axis is None:
         raise ShapeError(f"{name}: {describe(x)} has {count} dimensions; say which axis")
+    if not isinstance(axis, int | np.integer):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+        raise TypeError(f"{name}: an axis is an integer, got {axis!r} for {describe(x)}")
     if not -count <= axis < count:
         raise ShapeError(f"{name}: axis {axis} is out of range for {describe(x)}")
-    return axis % count
+    return int(axis) % count
 
 
 def normal_axes(name: str, x: Node, axis: int | Sequence[int] | None, ndim: int | None = None) -> tuple[int, ...]:
@@ -122,23 +126,9 @@ def flip(x: Node, axis: int | Sequence[int] | None = None) -> Node:
     return apply("flip", x, axes=axes) if axes else x
 
 
-def _one_dtype(name: str, arrays: Sequence[Operand]) -> list[Node]:
-    if not arrays:
-        raise ShapeError(f"{name}: at least one array is needed")
-    like = graph_of(name, *arrays)
-    nodes = [as_node(like, a) for a in arrays]
-    target = nodes[0].dtype
-    for node in nodes[1:]:
-        found = promote(target, node.dtype)
-        if found is None:
-            raise DTypeError(f"{name}: no data type holds both {target} and {describe(node)}; use astype")
-        target = found
-    return [n if n.dtype is target else apply("astype", n, dtype=target) for n in nodes]
-
-
 def concat(arrays: Sequence[Operand], axis: int | None = 0) -> Node:
     """The arrays one after another along an axis that exists, flattened first for None. Data types promote."""
-    nodes = _one_dtype("concat", arrays)
+    nodes = _given("concat", arrays)
     if axis is None:
         nodes, axis = [reshape(n, (-1,)) for n in nodes], 0
     place = normal_axis("concat", nodes[0], axis)
@@ -147,9 +137,15 @@ def concat(arrays: Sequence[Operand], axis: int | None = 0) -> Node:
 
 def stack(arrays: Sequence[Operand], axis: int = 0) -> Node:
     """Arrays of one shape along a new axis at this place of the result."""
-    nodes = _one_dtype("stack", arrays)
+    nodes = _given("stack", arrays)
     place = normal_axis("stack", nodes[0], axis, nodes[0].ndim + 1)
     return concat([expand_dims(n, place) for n in nodes], place)
+
+
+def _given(name: str, arrays: Sequence[Operand]) -> list[Node]:
+    if not arrays:
+        raise ShapeError(f"{name}: at least one array is needed")
+    return of_one_dtype(name, arrays)
 
 
 def unstack(x: Node, axis: int = 0) -> tuple[Node, ...]:

@@ -30,11 +30,12 @@ from symgrad.functions import (
     sum,
     where,
 )
-from symgrad.graph import Node, Operand, describe
+from symgrad.graph import Node, Operand, checked_extent, describe
 from symgrad.indexing import take_checked
-from symgrad.operators import apply, as_node, broadcast_to, common, graph_of, permute_to, reshape_to, source
+from symgrad.operators import apply, as_node, broadcast_to, common, graph_of, is_scalar, permute_to, reshape_to, source
 from symgrad.ops.build import pad_axis, slice_axis
-from symgrad.ops.order import put_along_axis
+from symgrad.ops.order import moved_along_axis
+from symgrad.ops.view import may_equal
 from symgrad.shaping import keep_axes, moveaxis, normal_axes, normal_axis
 from symgrad.types import Extent, bool_, float32, int64, promote, size_of
 
@@ -77,7 +78,7 @@ def argsort(x: Node, /, *, axis: int = -1, descending: bool = False, stable: boo
     return apply("argsort", x, axis=normal_axis("argsort", x, axis), descending=bool(descending))
 
 
-def top_k(x: Node, k: int, /, *, axis: int = -1, mode: str = "largest") -> tuple[Node, Node]:
+def top_k(x: Node, k: Extent, /, *, axis: int = -1, mode: str = "largest") -> tuple[Node, Node]:
     """The k largest (or `mode="smallest"`) elements along an axis in order, and their int64 indices.
 
     Of equal elements the first ones come first; NaN counts as the largest. ShapeError when the axis has less than k
@@ -86,21 +87,22 @@ def top_k(x: Node, k: int, /, *, axis: int = -1, mode: str = "largest") -> tuple
         values, indices = sg.top_k(logits, 5)
     """
     if mode not in ("largest", "smallest"):
-        raise DTypeError(f"top_k: mode is 'largest' or 'smallest', got {mode!r}")
+        raise ValueError(f"top_k: mode is 'largest' or 'smallest', got {mode!r}")
     place = normal_axis("top_k", x, axis)
     extent = x.shape[place]
-    if k < 0 or (isinstance(extent, int) and k > extent):
+    k = checked_extent("top_k", k)
+    if isinstance(k, int) and isinstance(extent, int) and k > extent:
         raise ShapeError(f"top_k: {describe(x)} has {extent} elements along axis {place}, not {k}")
     indices = slice_axis(argsort(x, axis=place, descending=mode == "largest"), place, 0, k)
-    return _along(x, indices, place), indices
+    return _taken_along(x, indices, place), indices
 
 
-def _along(x: Node, places: Node, axis: int) -> Node:
+def _taken_along(x: Node, places: Node, axis: int) -> Node:
     """The elements at places along an axis, which are all in range."""
-    rows, index = moveaxis(x, axis, -1), moveaxis(places, axis, -1)
-    length = rows.shape[-1]
     if x.ndim == 1:
         return apply("take", x, places, axis=0)
+    rows, index = moveaxis(x, axis, -1), moveaxis(places, axis, -1)
+    length = rows.shape[-1]
     count = size_of(rows.shape[:-1])
     start = reshape_to(source(x.graph, "iota", extent=count, dtype=int64) * length, (count, 1))
     flat = reshape_to(index, (count, index.shape[-1])) + start
@@ -118,14 +120,17 @@ def searchsorted(x1: Operand, x2: Operand, /, *, side: str = "left", sorter: Ope
         bins = sg.searchsorted(edges, x, side="right")
     """
     if side not in ("left", "right"):
-        raise DTypeError(f"searchsorted: side is 'left' or 'right', got {side!r}")
+        raise ValueError(f"searchsorted: side is 'left' or 'right', got {side!r}")
     like = graph_of("searchsorted", x1, x2)
     row = as_node(x2 if isinstance(x2, Node) else like, x1)
     values = as_node(row, x2)
     if row.ndim != 1:
         raise ShapeError(f"searchsorted: x1 must have 1 dimension, got {describe(row)}")
     if sorter is not None:
-        row = take_checked(row, as_node(row, sorter), 0)
+        order = as_node(row, sorter)
+        if order.ndim != 1 or not may_equal(order.shape[0], row.shape[0]):
+            raise ShapeError(f"searchsorted: the sorter {describe(order)} must have the shape of {describe(row)}")
+        row = take_checked(row, order, 0)
     dtype = promote(row.dtype, values.dtype)
     if dtype is None:
         raise DTypeError(
@@ -150,14 +155,15 @@ def nonzero(x: Node, /, *, size: Extent, fill_value: int | Sequence[int] = 0) ->
     fills = list(fill_value) if isinstance(fill_value, Sequence) else [fill_value] * x.ndim
     if len(fills) != x.ndim:
         raise ShapeError(f"nonzero: {len(fills)} fill values for the {x.ndim} dimensions of {describe(x)}")
-    place, valid = _true_places(reshape(astype(x, bool_), (-1,)), _checked_size("nonzero", size))
+    place, valid = _true_places(reshape(astype(x, bool_), (-1,)), checked_extent("nonzero", size))
     indices: list[Node] = []
     for axis in range(x.ndim - 1, -1, -1):
         extent = x.shape[axis]
         # An axis without elements has no indices; a divisor of 1 keeps the arithmetic in bounds.
         indices.append(place % extent if axis and extent != 0 else place)
         place = place // extent if axis and extent != 0 else place
-    return tuple(where(valid, index, fill) for index, fill in zip(reversed(indices), fills, strict=True))
+    pairs = zip(reversed(indices), fills, strict=True)
+    return tuple(_filled_up("nonzero", valid, index, fill) for index, fill in pairs)
 
 
 def argwhere(x: Node, /, *, size: Extent, fill_value: int | Sequence[int] = 0) -> Node:
@@ -170,7 +176,8 @@ def argwhere(x: Node, /, *, size: Extent, fill_value: int | Sequence[int] = 0) -
 def masked_select(x: Node, mask: Operand, /, *, size: Extent, fill_value: float = 0) -> Node:
     """The elements at which a mask is true, in row-major order: a vector of `size`, filled up with `fill_value`.
 
-    x and mask broadcast against each other. The number of valid elements is `minimum(count_nonzero(mask), size)`, with
+    x and mask broadcast against each other; the result has the data type of x, which must hold the fill value
+    (DTypeError). The number of valid elements is `minimum(count_nonzero(mask), size)`, with
     the mask broadcast. The gradient goes back to the elements selected.
 
         positive = sg.masked_select(x, x > 0, size=64)
@@ -178,14 +185,17 @@ def masked_select(x: Node, mask: Operand, /, *, size: Extent, fill_value: float 
     x, mask = common("masked_select", x, mask, dtypes=False)
     if mask.dtype is not bool_:
         raise DTypeError(f"masked_select: the mask must be bool, got {describe(mask)}; compare it, or use astype")
-    place, valid = _true_places(reshape(mask, (-1,)), _checked_size("masked_select", size))
-    return where(valid, _padded_take(reshape(x, (-1,)), place), fill_value)
+    place, valid = _true_places(reshape(mask, (-1,)), checked_extent("masked_select", size))
+    return _filled_up("masked_select", valid, _padded_take(reshape(x, (-1,)), place), fill_value)
 
 
-def _checked_size(name: str, size: Extent) -> Extent:
-    if isinstance(size, int | np.integer) and size < 0:
-        raise ShapeError(f"{name}: the size must be at least 0, got {size}")
-    return int(size) if isinstance(size, np.integer) else size
+def _filled_up(name: str, valid: Node, values: Node, fill_value: float) -> Node:
+    """The valid values, and the fill value for the others; DTypeError where their data type does not hold it."""
+    is_flag = values.dtype is bool_ and is_scalar(fill_value) and fill_value in (0, 1)
+    fill = as_node(values, bool(fill_value) if is_flag else fill_value)
+    if fill.dtype is not values.dtype:
+        raise DTypeError(f"{name}: the fill value {fill_value!r} does not fit {values.dtype}; use astype on the array")
+    return where(valid, values, fill)
 
 
 def _true_places(flags: Node, size: Extent) -> tuple[Node, Node]:
@@ -218,8 +228,8 @@ def unique_values(x: Node, /, *, size: Extent, fill_value: float | None = None) 
         sg.unique_values(labels, size=10)
     """
     ordered = sort(reshape(x, (-1,)), axis=0)
-    starts, valid = _starts(ordered, _checked_size("unique_values", size))
-    return _distinct(ordered, starts, valid, fill_value)
+    starts, valid = _starts(ordered, checked_extent("unique_values", size))
+    return _distinct("unique_values", ordered, starts, valid, fill_value)
 
 
 def unique_counts(x: Node, /, *, size: Extent, fill_value: float | None = None) -> tuple[Node, Node]:
@@ -231,8 +241,8 @@ def unique_counts(x: Node, /, *, size: Extent, fill_value: float | None = None) 
         distinct = sg.count_nonzero(counts)
     """
     ordered = sort(reshape(x, (-1,)), axis=0)
-    starts, valid = _starts(ordered, _checked_size("unique_counts", size))
-    return _distinct(ordered, starts, valid, fill_value), _counts(starts)
+    starts, valid = _starts(ordered, checked_extent("unique_counts", size))
+    return _distinct("unique_counts", ordered, starts, valid, fill_value), _counts(starts)
 
 
 def unique_inverse(x: Node, /, *, size: Extent, fill_value: float | None = None) -> tuple[Node, Node]:
@@ -252,14 +262,14 @@ def unique_all(x: Node, /, *, size: Extent, fill_value: float | None = None) -> 
         values, indices, inverse, counts = sg.unique_all(x, size=16)
     """
     flat = reshape(x, (-1,))
-    size = _checked_size("unique_all", size)
+    size = checked_extent("unique_all", size)
     ordered, places = sort(flat, axis=0), argsort(flat, axis=0)
     starts, valid = _starts(ordered, size)
-    values = _distinct(ordered, starts, valid, fill_value)
+    values = _distinct("unique_all", ordered, starts, valid, fill_value)
     first = where(valid, slice_axis(starts, 0, 0, size), 0)
     indices = _padded_take(places, first)
     run = minimum(cumulative_sum(astype(_begins_run(ordered), int64)) - 1, size)
-    return values, indices, reshape_to(put_along_axis(run, places, 0), x.shape), _counts(starts)
+    return values, indices, reshape_to(moved_along_axis(run, places, 0), x.shape), _counts(starts)
 
 
 def _starts(ordered: Node, size: Extent) -> tuple[Node, Node]:
@@ -279,11 +289,11 @@ def _begins_run(ordered: Node) -> Node:
     return logical_or(first, not_equal(ordered, before))
 
 
-def _distinct(ordered: Node, starts: Node, valid: Node, fill_value: float | None) -> Node:
+def _distinct(name: str, ordered: Node, starts: Node, valid: Node, fill_value: float | None) -> Node:
     size = valid.shape[0]
     # The place of an entry that is not valid is the first one: the smallest element.
     values = _padded_take(ordered, where(valid, slice_axis(starts, 0, 0, size), 0))
-    return values if fill_value is None else where(valid, values, fill_value)
+    return values if fill_value is None else _filled_up(name, valid, values, fill_value)
 
 
 def _counts(starts: Node) -> Node:
@@ -350,11 +360,10 @@ def quantile(
 
 def _rows(name: str, x: Node, axis: int | Sequence[int] | None) -> tuple[Node, tuple[int, ...]]:
     """The elements over axes in order along one last axis, and those axes."""
-    x = x if x.dtype.is_float else astype(x, float32)
     axes = normal_axes(name, x, axis)
     kept = tuple(k for k in range(x.ndim) if k not in axes)
     extent = size_of(tuple(x.shape[a] for a in axes))
     if extent == 0:
         raise ShapeError(f"{name}: {describe(x)} has no elements over axes {axes}")
-    moved = permute_to(x, (*kept, *axes))
+    moved = permute_to(x if x.dtype.is_float else astype(x, float32), (*kept, *axes))
     return sort(reshape_to(moved, (*(x.shape[k] for k in kept), extent))), axes

@@ -36,8 +36,10 @@ def at(x: Node) -> At:
 
     Where integer arrays name an element twice, `set` keeps the last value in row-major order, and the other methods
     apply all of them, one after the other. The gradient of `set` is 0 for what is overwritten; `max` and `min` share it
-    equally among ties.
+    equally among ties. TypeError for anything but a node.
     """
+    if not isinstance(x, Node):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+        raise TypeError(f"at: expected a node, got {type(x).__name__}; use g.const to put an array into a graph")
     return At(x)
 
 

@@ -135,6 +135,37 @@ def test_the_forward_value_is_not_shared_with_the_backward_pass() -> None:
     assert any(n.op.name == "fence" for n in ancestors([slope]))
 
 
+def test_arguments_by_keyword() -> None:
+    """They are handed on; a node among them is captured as any other that `f` reads."""
+    g = Graph()
+    x, scale = g.input("x", (3,), sg.float64), g.input("scale", (3,), sg.float64)
+
+    def f(a: Node, *, power: int, factor: Node) -> Node:
+        return sg.sin(a) ** power * factor
+
+    kept = sg.grad(sg.sum(f(x, power=3, factor=scale)), [x, scale])
+    again = sg.grad(sg.sum(sg.checkpoint(f)(x, power=3, factor=scale)), [x, scale])
+    values = np.array([0.1, 2.0, -1.0]), np.array([3.0, -1.0, 0.5])
+    for a, b in zip(sg.compile([x, scale], kept)(*values), sg.compile([x, scale], again)(*values), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-14)
+
+
+def test_rules_for_reverse_mode_only_stay_so() -> None:
+    g = Graph()
+    x = g.input("x", (3,), sg.float64)
+
+    def f(a: Node) -> Node:
+        return sg.grad_clip(sg.sin(a), 1.0) * 3.0
+
+    made = sg.checkpoint(f)(x)
+    at = np.array([0.1, 2.0, -1.0])
+    first = sg.grad(sg.sum(made), x)
+    np.testing.assert_allclose(sg.compile([x], first)(at), np.cos(at))
+    np.testing.assert_allclose(sg.compile([x], sg.grad(sg.sum(first), x))(at), -np.sin(at))
+    with pytest.raises(GradientError, match="not linear in its cotangent"):
+        sg.jvp([made], [x], [x])
+
+
 def test_errors() -> None:
     g = Graph()
     x, i = g.input("x", (4,)), g.input("i", (4,), sg.int32)

@@ -120,6 +120,61 @@ def test_extents_of_zero() -> None:
             sg.evaluate(of, {x: np.zeros(given, np.float32), some: two})
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8"])
+def test_an_extent_need_not_fit_the_data_type_of_the_index(dtype: str) -> None:
+    g = Graph()
+    x, named = g.input("x", (300,)), g.input("y", ("n",))
+    index = g.input("i", (3,), dtype)
+    outputs = [sg.take(x, index), named[index], sg.at(x)[index].set(0)]
+    array = np.arange(300, dtype=np.float32)
+    values = np.array([127, 0, 5] if dtype == "uint8" else [-1, -128, 127], dtype)
+    expected = array.copy()
+    expected[values] = 0
+    for found in (
+        sg.compile([x, named, index], outputs)(array, array, values),
+        sg.evaluate(outputs, {x: array, named: array, index: values}),
+    ):
+        for one, want in zip(found, (array[values], array[values], expected), strict=True):
+            np.testing.assert_array_equal(one, want)
+
+
+def test_an_ellipsis_of_no_axes_parts_arrays() -> None:
+    array = np.arange(24.0).reshape(2, 3, 4)
+    two, column = np.array([0, 1]), np.array([[0], [2]])
+    g = Graph()
+    x = g.input("x", array.shape, sg.float64)
+    for index in ((slice(None), two, ..., 1), (slice(None), column, ..., two), (slice(None), ..., two, 1)):
+        found = sg.compile([x], x[index])(array)
+        assert found.shape == array[index].shape
+        np.testing.assert_array_equal(found, array[index])
+        set_there = array.copy()
+        set_there[index] = np.arange(array[index].size).reshape(array[index].shape)
+        set_node = sg.at(x)[index].set(np.arange(array[index].size).reshape(array[index].shape))
+        np.testing.assert_array_equal(sg.compile([x], set_node)(array), set_there)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda x, i: sg.take(x, i, axis=0),
+        lambda x, i: x[i, :, np.array([0])],
+        lambda x, i: sg.sum(sg.take(x, i + 0, axis=0)),
+        lambda x, i: sg.tensordot(sg.take(x, i, axis=0), np.zeros((0, 2, 3), np.float32), 2),
+        lambda x, i: sg.sort(sg.take(x, i, axis=0), axis=0),
+    ],
+)
+def test_indices_are_checked_where_there_are_no_elements(build: Any) -> None:
+    g = Graph()
+    x, i = g.input("x", (4, 0, 2)), g.input("i", (1,), sg.int64)
+    count = g.state("count", np.zeros(1, np.float32))
+    f = sg.compile([x, i], build(x, i), updates=[(count, count + 1)])
+    nothing = np.zeros((4, 0, 2), np.float32)
+    f(nothing, np.array([-4]))
+    with pytest.raises(IndexError, match=r"check_index.*extent of 4"):
+        f(nothing, np.array([4]))
+    assert count.value == 1
+
+
 @pytest.mark.parametrize("mode", ["raise", "clip", "wrap"])
 def test_modes(mode: Any) -> None:
     g = Graph()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -366,15 +366,32 @@ def test_programs_are_stored(tmp_path: Any) -> None:
 def test_errors() -> None:
     graph = sg.Graph()
     scalar, x = graph.input("scalar", ()), graph.input("x", (3, 4))
+    ints, half = sg.astype(x, sg.int32), cast("Any", 0.5)
     cases: list[tuple[type[Exception], str, Callable[[], Any]]] = [
         (sg.ShapeError, "sort: axis -1 is out of range", lambda: sg.sort(scalar)),
         (sg.ShapeError, "argsort: axis 2 is out of range", lambda: sg.argsort(x, axis=2)),
         (sg.ShapeError, "4 elements along axis 1, not 5", lambda: sg.top_k(x, 5)),
-        (sg.DTypeError, "mode is 'largest' or 'smallest'", lambda: sg.top_k(x, 1, mode="best")),
-        (sg.DTypeError, "side is 'left' or 'right'", lambda: sg.searchsorted(x[0], x, side="up")),
+        (ValueError, "mode is 'largest' or 'smallest'", lambda: sg.top_k(x, 1, mode="best")),
+        (ValueError, "side is 'left' or 'right'", lambda: sg.searchsorted(x[0], x, side="up")),
         (sg.ShapeError, "x1 must have 1 dimension", lambda: sg.searchsorted(x, x)),
         (sg.ShapeError, "nonzero: .* has no axes", lambda: sg.nonzero(scalar, size=1)),
-        (sg.ShapeError, "size must be at least 0", lambda: sg.nonzero(x, size=-1)),
+        (sg.ShapeError, "nonzero: an extent is .* at least 0, got -1", lambda: sg.nonzero(x, size=-1)),
+        (sg.ShapeError, "unique_values: an extent is .*, got 2.5", lambda: sg.unique_values(x, size=2.5)),  # type: ignore
+        (sg.ShapeError, "top_k: an extent is .*, got 2.0", lambda: sg.top_k(x, 2.0)),  # type: ignore
+        (
+            sg.DTypeError,
+            "nonzero: the fill value 0.5 does not fit int64",
+            lambda: sg.nonzero(x, size=1, fill_value=half),
+        ),  # type: ignore
+        (
+            sg.DTypeError,
+            "fill value nan does not fit int32",
+            lambda: sg.masked_select(ints, x > 0, size=1, fill_value=np.nan),
+        ),
+        (sg.DTypeError, "fill value nan does not fit int32", lambda: sg.unique_values(ints, size=1, fill_value=np.nan)),
+        (sg.ShapeError, "the sorter .* must have the shape", lambda: sg.searchsorted(x[0], x, sorter=np.arange(3))),
+        (TypeError, "sort: an axis is an integer, got 'a'", lambda: sg.sort(x, axis="a")),  # type: ignore
+        (TypeError, "sort: expected a node, got list", lambda: sg.sort([2, 1])),  # type: ignore
         (sg.ShapeError, "3 fill values for the 2 dimensions", lambda: sg.nonzero(x, size=1, fill_value=(1, 2, 3))),
         (sg.DTypeError, "the mask must be bool", lambda: sg.masked_select(x, x, size=1)),
         (sg.ShapeError, "q is a number in", lambda: sg.quantile(x, 1.5)),
@@ -383,6 +400,22 @@ def test_errors() -> None:
     for kind, text, call in cases:
         with pytest.raises(kind, match=text):
             call()
+
+
+def test_picked_elements_keep_their_data_type() -> None:
+    array = np.array([False, True, True])
+    (found,) = run(lambda x: [sg.masked_select(x, x, size=4)], array)
+    same(found, np.array([True, True, False, False]))
+    (found,) = run(lambda x: [sg.unique_values(x, size=3, fill_value=1)], array)
+    same(found, np.array([False, True, True]))
+
+
+def test_sizes_of_numpy() -> None:
+    three: Any = np.int64(3)
+    array = np.array([3.0, 0.0, 1.0, 2.0])
+    same(run(lambda x: [sg.top_k(x, three)[0]], array)[0], np.array([3.0, 2.0, 1.0]))
+    same(run(lambda x: [sg.nonzero(x, size=three)[0]], array)[0], np.array([0, 2, 3]))
+    same(run(lambda x: [sg.segment_sum(x, np.arange(4) % 3, three)], array)[0], np.array([5.0, 0.0, 1.0]))
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 1), (9,), (4, 9), (200,)])

@@ -77,10 +77,10 @@ def _sort_vjp(n: Node, g: Node) -> Cotangents:
     (x,) = n.inputs
     axis, descending = n.attrs
     places = apply("argsort", x, axis=axis, descending=descending)
-    return (put_along_axis(g, places, axis),)
+    return (moved_along_axis(g, places, axis),)
 
 
-def put_along_axis(x: Node, places: Node, axis: int) -> Node:
+def moved_along_axis(x: Node, places: Node, axis: int) -> Node:
     """The elements moved to their places along an axis. `places` has the shape of x and holds every index once."""
     order = (*(k for k in range(x.ndim) if k != axis), axis)
     moved, index = permute_to(x, order), permute_to(places, order)

@@ -27,7 +27,7 @@ from symgrad.ops.references import (
     safe_product,
     sigmoid_values,
 )
-from symgrad.types import DType, Extent, Type, bool_, int64, uint32
+from symgrad.types import DType, Extent, Type, bool_, int32, int64, uint32
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -193,7 +193,8 @@ def _astype_type(x: Type, dtype: DType) -> Type:
 def _check_index_type(index: Type, extent: Extent) -> Type:
     if not index.dtype.is_integer:
         raise DTypeError(f"an index must have an integer data type, got {index.dtype}")
-    return index if index.dtype.kind == "i" else Type(index.shape, int64)
+    # The extent, which a negative index is added to, may not fit 8 or 16 bits.
+    return index if index.dtype in (int32, int64) else Type(index.shape, int64)
 
 
 def _philox_type(*words: Type, word: int) -> Type:

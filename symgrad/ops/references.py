@@ -82,11 +82,9 @@ def check_indices(index: Array, extent: int) -> Array:
     bad = (index >= extent) | (index < -extent) if index.dtype.kind == "i" else index >= extent
     if bad.any():
         raise IndexError(f"index {index[bad].ravel()[0]} is out of range for an axis of extent {extent}")
-    if index.dtype.kind == "u":
-        return index.astype(np.int64)
     # In 64 bits, because the extent may not fit the data type of the index.
     wide = index.astype(np.int64)
-    return np.where(wide < 0, wide + extent, wide).astype(index.dtype)
+    return np.where(wide < 0, wide + extent, wide).astype(np.int32 if index.dtype == np.int32 else np.int64)
 
 
 def philox_word(*words: Array, word: int) -> Array:
