@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,37 @@ ZERO = Affine(0)
 def variable(name: str) -> Affine:
     """The expression that is one variable."""
     return Affine(0, ((name, 1),))
+
+
+def tile_quotient(name: str, tile: int) -> Affine:
+    """The number of the tile a loop stands in: becomes affine when the loop is split by the tile or a multiple."""
+    return variable(f"{name}//{tile}")
+
+
+def tile_remainder(name: str, tile: int) -> Affine:
+    """The place in its tile a loop stands at; see `tile_quotient`."""
+    return variable(f"{name}%{tile}")
+
+
+class Tile(NamedTuple):
+    """What a tile variable says: the loop, the size of the tile, and whether it is the tile's number."""
+
+    loop: str
+    size: int
+    is_quotient: bool
+
+    def of(self, value: Any) -> Any:
+        """The value of the variable where the loop stands at `value`, a number or an array."""
+        return value // self.size if self.is_quotient else value % self.size
+
+
+def tile_of(name: str) -> Tile | None:
+    """What a variable says if it is one of `tile_quotient` and `tile_remainder`, else None."""
+    for mark in ("//", "%"):
+        loop, found, size = name.partition(mark)
+        if found:
+            return Tile(loop, int(size), mark == "//")
+    return None
 
 
 def _affine(const: int, total: Mapping[str, int]) -> Affine:

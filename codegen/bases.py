@@ -4,7 +4,6 @@ root."""
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,9 +19,7 @@ from codegen.polynomials import (
     scale,
     split,
 )
-
-if TYPE_CHECKING:
-    from codegen.scalar import ScalarBuilder, Value
+from codegen.scalar_builder import ScalarBuilder, Value
 
 # ln 2, 1 / ln 2 and 1 / ln 10, each as the nearest float64 and what it misses.
 _LN2 = (math.log(2), float.fromhex("0x1.abc9e3b39803fp-56"))
@@ -49,7 +46,7 @@ def exp2(b: ScalarBuilder, x: Value) -> Value:
     t = b.add(x, c.magic)
     r = b.subtract(x, b.subtract(t, c.magic))
     y = b.multiply(r, high)
-    lost = b.fma(r, low, b.fma(r, high, b.op("negative", y)))
+    lost = b.fma(r, low, b.fma(r, high, b.negative(y)))
     rest = b.fma(horner(b, y, c.exp), b.multiply(y, y), lost)
     return scale(b, b.add(b.add(y, rest), 1), t)
 
@@ -61,7 +58,7 @@ def _log_rest(b: ScalarBuilder, f: Value) -> Value:
     s = b.divide(f, b.add(f, 2))
     square = b.multiply(s, s)
     half = b.multiply(b.multiply(f, 0.5), f)
-    return b.fma(s, b.fma(square, horner(b, square, fitted.LOG_64), half), b.op("negative", half))
+    return b.fma(s, b.fma(square, horner(b, square, fitted.LOG_64), half), b.negative(half))
 
 
 def _log_in_base(b: ScalarBuilder, x: Value, e_high: float, e_low: float, base: tuple[float, float]) -> Value:
@@ -71,7 +68,7 @@ def _log_in_base(b: ScalarBuilder, x: Value, e_high: float, e_low: float, base: 
     f = b.subtract(m, 1)
     rest = _log_rest(b, f)
     product = b.multiply(f, high)
-    lost = b.fma(f, high, b.op("negative", product))
+    lost = b.fma(f, high, b.negative(product))
     lost = b.fma(e, e_low, b.fma(f, low, b.fma(rest, high, lost)))
     start = b.multiply(e, e_high)
     total = b.add(start, product)
@@ -107,10 +104,10 @@ def cbrt(b: ScalarBuilder, x: Value) -> Value:
     cube = b.multiply(b.multiply(y, y), y)
     y = b.multiply(y, b.divide(b.fma(w, 2, cube), b.fma(cube, 2, w)))
     square = b.multiply(y, y)
-    square_low = b.fma(y, y, b.op("negative", square))
-    negative = b.op("negative", y)
+    square_low = b.fma(y, y, b.negative(square))
+    negative = b.negative(y)
     missed = b.fma(negative, square_low, b.fma(negative, square, w))
     y = b.add(y, b.divide(missed, b.multiply(square, 3)))
     result = b.multiply(y, power_of_two(b, integer_part(b, t, c.bias), x))
-    unusual = b.op("logical_or", b.compare("eq", size, 0), b.op("logical_not", b.compare("lt", size, math.inf)))
+    unusual = b.bit_or(b.compare("eq", size, 0), b.bit_not(b.compare("lt", size, math.inf)))
     return b.copysign(b.select(unusual, size, result), x)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from codegen.scalar import ScalarBuilder, Value
+from codegen.scalar import spell
+from codegen.scalar_builder import ScalarBuilder, Value
 from symgrad.errors import CompileError
 from symgrad.types import DType, bool_, int64
 
@@ -71,26 +72,26 @@ def combined(b: ScalarBuilder, combine: str, acc: Accumulator, args: tuple[Value
     """The accumulator after one more contribution in every lane."""
     match combine:
         case "sum" | "cumulative_sum":
-            return (b.op("add", acc[0], args[0]),)
+            return (spell(b, "add", acc[0], args[0]),)
         case "linear_recurrence":
-            return (b.op("add", b.op("safe_multiply", args[0], acc[0]), args[1]),)
+            return (spell(b, "add", spell(b, "safe_multiply", args[0], acc[0]), args[1]),)
         case "fma" if acc[0].dtype.is_float:
             return (b.fma(args[0], args[1], acc[0]),)
         case "fma":
-            return (b.op("add", acc[0], b.op("multiply", args[0], args[1])),)
+            return (spell(b, "add", acc[0], spell(b, "multiply", args[0], args[1])),)
         case "prod" | "cumulative_prod":
-            return (b.op("multiply", acc[0], args[0]),)
+            return (spell(b, "multiply", acc[0], args[0]),)
         case "cumulative_max" | "cumulative_min" if acc[0].dtype.is_float:
-            stays = b.op("greater" if combine == "cumulative_max" else "less", acc[0], args[0])
-            return b.select(stays, acc[0], args[0]), b.op("logical_or", acc[1], b.op("isnan", args[0]))
+            stays = b.compare("gt" if combine == "cumulative_max" else "lt", acc[0], args[0])
+            return b.select(stays, acc[0], args[0]), b.bit_or(acc[1], b.is_nan(args[0]))
         case "max" | "cumulative_max":
-            return (b.op("maximum", acc[0], args[0]),)
+            return (spell(b, "maximum", acc[0], args[0]),)
         case "min" | "cumulative_min":
-            return (b.op("minimum", acc[0], args[0]),)
+            return (spell(b, "minimum", acc[0], args[0]),)
         case "any":
-            return (b.op("logical_or", acc[0], args[0]),)
+            return (spell(b, "logical_or", acc[0], args[0]),)
         case "all":
-            return (b.op("logical_and", acc[0], args[0]),)
+            return (spell(b, "logical_and", acc[0], args[0]),)
         case "argmax" | "argmin":
             return better(b, combine, acc, args, ties=False)
         case _:
@@ -103,13 +104,13 @@ def better(b: ScalarBuilder, combine: str, acc: Accumulator, other: Accumulator,
     Within a lane places only grow, so ties keep what stands, but an identity, whose place is beyond all, always goes.
     """
     value, place = other
-    take = b.op("greater" if combine == "argmax" else "less", value, acc[0])
+    take = b.compare("gt" if combine == "argmax" else "lt", value, acc[0])
     if value.dtype.is_float:
-        nan, had_nan = b.op("isnan", value), b.op("isnan", acc[0])
-        take = b.op("logical_or", take, b.op("logical_and", nan, b.op("logical_not", had_nan)))
-        same = b.op("logical_or", b.op("equal", value, acc[0]), b.op("logical_and", nan, had_nan))
+        nan, had_nan = b.is_nan(value), b.is_nan(acc[0])
+        take = b.bit_or(take, b.bit_and(nan, b.bit_not(had_nan)))
+        same = b.bit_or(b.compare("eq", value, acc[0]), b.bit_and(nan, had_nan))
     else:
-        same = b.op("equal", value, acc[0])
-    earlier = b.op("less", place, acc[1]) if ties else b.op("equal", acc[1], b.const(int64, NO_INDEX))
-    take = b.op("logical_or", take, b.op("logical_and", same, earlier))
+        same = b.compare("eq", value, acc[0])
+    earlier = b.compare("lt", place, acc[1]) if ties else b.compare("eq", acc[1], NO_INDEX)
+    take = b.bit_or(take, b.bit_and(same, earlier))
     return b.select(take, value, acc[0]), b.select(take, place, acc[1])

@@ -24,7 +24,8 @@ from codegen.loop import (
     Within,
     loops_of,
 )
-from codegen.scalar import Value, llvm_type
+from codegen.scalar import spell
+from codegen.scalar_builder import Value, llvm_type
 from codegen.target import Target
 from codegen.writer import Level, Named, Variable, Writer, scratch_layout
 from symgrad.errors import CompileError
@@ -230,22 +231,22 @@ class _Emitter(Writer):
             return
         lanes = max((a.value.lanes for a in args), default=1)
         level = self.place(max((a.depth for a in args), default=0), lanes)
-        value = self.b.op(stmt.op, *(a.value for a in args), **dict(stmt.attrs))
+        value = spell(self.b, stmt.op, *(a.value for a in args), **dict(stmt.attrs))
         self.flush(level)
         self.name(stmt.name, self.remember(level, key, value))
 
     def _check_index(self, stmt: Let, arg: Named) -> None:
         """Wrap negative indices; note an index out of range in the status word and read element 0 instead."""
         b = self.b
-        x = b.op("astype", arg.value, dtype=stmt.dtype) if arg.value.dtype is not stmt.dtype else arg.value
+        x = b.astype(arg.value, stmt.dtype)
         extent = b.const(x.dtype, dict(stmt.attrs)["extent"])
         zero = b.const(x.dtype, 0)
         if x.dtype.kind == "i":
-            x = b.op("where", b.op("less", x, zero), b.op("add", x, extent), x)
-        good = b.op("less", x, extent)
+            x = b.select(b.compare("lt", x, zero), b.add(x, extent), x)
+        good = b.compare("lt", x, extent)
         if x.dtype.kind == "i":
-            good = b.op("logical_and", good, b.op("greater_equal", x, zero))
-        bad = b.op("logical_not", good)
+            good = b.bit_and(good, b.compare("ge", x, zero))
+        bad = b.bit_not(good)
         if bad.lanes > 1:
             bad = self.masked_flag(bad)
             name = b.fresh()
@@ -256,7 +257,7 @@ class _Emitter(Writer):
         # Writing the code where nothing reads it is cheaper than a branch.
         b.lines.append(f"{spot} = select i1 {bad.text}, ptr %status, ptr %scratch")
         b.lines.append(f"store i64 1, ptr {spot}, align 8")
-        safe = b.op("where", good, x, zero)
+        safe = b.select(good, x, zero)
         level = len(self.levels) - 1
         self.flush(level)
         self.name(stmt.name, Named(safe, level))
@@ -317,7 +318,7 @@ class _Emitter(Writer):
         high = tuple(self._lanes_slice(v, half, half) for v in acc)
         outer, b.lanes = b.lanes, half
         if combine == "fma":
-            out = (b.op("add", low[0], high[0]),)
+            out = (spell(b, "add", low[0], high[0]),)
         elif combine in ("argmax", "argmin"):
             out = better(b, combine, low, high, ties=True)
         else:

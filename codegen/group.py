@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from typing import TypeAlias
 
 from codegen.access import SCATTERS, is_leaf, reads_same_point
@@ -271,28 +272,24 @@ class _Partition:
 
     def _ordered(self) -> tuple[Group, ...]:
         """The clusters as groups, each after those it reads."""
-        waits: dict[int, set[int]] = {}
+        waits: dict[int, set[int]] = {key: set() for key in self.members}
+        read: set[int] = set()  # by a cluster other than their own
         for key, members in self.members.items():
-            waits[key] = {self.cluster[s.id] for m in members for s in self.sources[m.id] if s.id in self.cluster} - {
-                key
-            }
-        done: set[int] = set()
+            for source in (s for m in members for s in self.sources[m.id]):
+                if self.cluster.get(source.id, key) != key:
+                    waits[key].add(self.cluster[source.id])
+                    read.add(source.id)
+        sorter = TopologicalSorter(waits)
+        sorter.prepare()
         out: list[Group] = []
-        pending = sorted(self.members, key=lambda k: max(m.id for m in self.members[k]))
-        while pending:
-            ready = [k for k in pending if waits[k] <= done]
-            if not ready:
-                raise AssertionError("fusion made a cycle")
-            for key in ready:
-                out.append(self._group(key))
-            done.update(ready)
-            pending = [k for k in pending if k not in done]
+        while sorter.is_active():
+            ready = sorted(sorter.get_ready(), key=lambda k: max(m.id for m in self.members[k]))
+            out += [self._group(key, read) for key in ready]
+            sorter.done(*ready)
         return tuple(out)
 
-    def _group(self, key: int) -> Group:
+    def _group(self, key: int, read: set[int]) -> Group:
         members = sorted(self.members[key], key=lambda n: n.id)
-        inside = {m.id for m in members}
-        read = {s.id for m in self.nodes if m.id in self.sources and m.id not in inside for s in self.sources[m.id]}
         outputs = tuple(m for m in members if m.id in self.roots or m.id in read)
         anchor, domain, axes = self.shape[key]
         return Group(anchor, domain, axes, tuple(members), outputs)

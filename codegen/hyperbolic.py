@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from codegen import coefficients as fitted
 from codegen.polynomials import (
     NAN,
@@ -18,9 +16,7 @@ from codegen.polynomials import (
     scale,
     split,
 )
-
-if TYPE_CHECKING:
-    from codegen.scalar import ScalarBuilder, Value
+from codegen.scalar_builder import ScalarBuilder, Value
 
 
 def _half_exp(b: ScalarBuilder, size: Value) -> tuple[Value, Value]:
@@ -73,10 +69,10 @@ def _sum(b: ScalarBuilder, x: Value, y: Value) -> tuple[Value, Value]:
 def _with_root(b: ScalarBuilder, x: Value, sign: int) -> tuple[Value, Value]:
     """x + sqrt(x^2 + sign) in two parts."""
     square = b.multiply(x, x)
-    lost = b.fma(x, x, b.op("negative", square))
+    lost = b.fma(x, x, b.negative(square))
     high, low = _sum(b, square, b.const(x.dtype, sign))
     root = b.call_intrinsic("sqrt", high)
-    missed = b.add(b.fma(b.op("negative", root), root, high), b.add(low, lost))
+    missed = b.add(b.fma(b.negative(root), root, high), b.add(low, lost))
     double = b.add(root, root)
     root_low = b.divide(missed, b.select(b.compare("eq", root, 0), 1, double))
     total, total_low = _sum(b, x, root)
@@ -105,10 +101,10 @@ def atanh(b: ScalarBuilder, x: Value) -> Value:
     """log(1 + 2 |x| / (1 - |x|)) / 2, the quotient in two parts; NaN beyond 1."""
     size = b.absolute(x)
     one = b.const(x.dtype, 1)
-    under, under_low = _sum(b, one, b.op("negative", size))
+    under, under_low = _sum(b, one, b.negative(size))
     over = b.add(size, size)
     quotient = b.divide(over, under)
-    negative = b.op("negative", quotient)
+    negative = b.negative(quotient)
     missed = b.fma(negative, under_low, b.fma(negative, under, over))
     total, total_low = _sum(b, one, quotient)
     result = b.multiply(0.5, _log_of_sum(b, total, b.add(total_low, b.divide(missed, under))))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from codegen.scalar import ScalarBuilder, Value
+from codegen.scalar_builder import ScalarBuilder, Value
 
 
 def power(b: ScalarBuilder, x: Value, y: Value) -> Value:

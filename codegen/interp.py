@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from codegen.affine import Affine
+from codegen.affine import Affine, tile_of
 from codegen.loop import (
     Accumulate,
     Bind,
@@ -138,18 +138,15 @@ class _Machine:
         """The value of an index, one per active lane where it differs between them."""
         total: int | Array = index.const
         for name, factor in index.terms:
-            value = self._tile(name) if "//" in name or "%" in name else self.loops.get(name)
-            if value is None:
-                value = self.names[name].astype(np.int64)
-            total = total + value * factor
+            total = total + self._variable(name) * factor
         return total
 
-    def _tile(self, name: str) -> int | Array:
-        if "//" in name:
-            base, _, tile = name.partition("//")
-            return self.loops[base] // int(tile)
-        base, _, tile = name.partition("%")
-        return self.loops[base] % int(tile)
+    def _variable(self, name: str) -> int | Array:
+        if name in self.loops:
+            return self.loops[name]
+        if (tile := tile_of(name)) is not None:
+            return tile.of(self.loops[tile.loop])
+        return self.names[name].astype(np.int64)
 
     def _first(self, index: Affine) -> int:
         return int(np.atleast_1d(self._at(index))[0])
@@ -191,9 +188,14 @@ class _Machine:
         active = self.vector.extent if self.vector is not None else 1
         if (acc[0].size > 1 or active > 1) and (self.vector is None or acc[0].size != self.vector.lanes):
             raise CompileError(f"an accumulator of {acc[0].size} lanes: {stmt_text(stmt)}")
-        args = tuple(np.broadcast_to(self.names[a], (active,)) for a in stmt.args)
+        args = tuple(
+            a if a.size == active else np.broadcast_to(a, active) for a in map(self.names.__getitem__, stmt.args)
+        )
         new = _combined(stmt.combine, tuple(a[:active] for a in acc), args)
-        self.registers[key] = tuple(np.concatenate((n, a[active:])) for n, a in zip(new, acc, strict=True))
+        whole = active == acc[0].size
+        self.registers[key] = (
+            new if whole else tuple(np.concatenate((n, a[active:])) for n, a in zip(new, acc, strict=True))
+        )
         if stmt.name is not None:
             self.names[stmt.name] = new[0]
 

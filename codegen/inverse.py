@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from codegen import coefficients as fitted
 from codegen.polynomials import INFINITY, format_of, horner
+from codegen.scalar_builder import ScalarBuilder, Value
 from symgrad.types import bool_, float32, float64
-
-if TYPE_CHECKING:
-    from codegen.scalar import ScalarBuilder, Value
 
 # pi/2, pi/4, pi and 3 pi/4 in parts: the nearest number, and what it misses.
 _PARTS_64 = {
@@ -39,10 +36,10 @@ def _arc(b: ScalarBuilder, over: Value, under: Value, left: Value) -> Value:
     """
     far = b.compare("gt", over, b.multiply(under, _FAR))
     middle = b.compare("gt", over, b.multiply(under, _MIDDLE))
-    top = b.select(far, b.op("negative", under), b.select(middle, b.subtract(over, under), over))
+    top = b.select(far, b.negative(under), b.select(middle, b.subtract(over, under), over))
     bottom = b.select(far, over, b.select(middle, b.add(over, under), under))
     t = b.divide(top, b.select(b.compare("eq", bottom, 0), 1, bottom))
-    t = b.select(left, b.op("negative", t), t)
+    t = b.select(left, b.negative(t), t)
     start, missed = (_start(b, over, part, far, middle, left) for part in (0, 1))
     square = b.multiply(t, t)
     terms = fitted.ATAN_32 if over.dtype.bits == 32 else fitted.ATAN_64
@@ -65,14 +62,14 @@ def atan2(b: ScalarBuilder, y: Value, x: Value) -> Value:
     """The angle of the point (x, y), from -pi to pi; the sign of a zero x tells its side, two infinities are equal."""
     c = format_of(x)
     over, under = b.absolute(y), b.absolute(x)
-    both = b.op("logical_and", b.compare("eq", over, INFINITY), b.compare("eq", under, INFINITY))
+    both = b.bit_and(b.compare("eq", over, INFINITY), b.compare("eq", under, INFINITY))
     over, under = b.select(both, 1, over), b.select(both, 1, under)
     # Sums must not overflow; what a small number loses by this is nothing next to the large one.
     limit = 2.0 ** (c.bias - 3)
-    large = b.op("logical_or", b.compare("gt", over, limit), b.compare("gt", under, limit))
+    large = b.bit_or(b.compare("gt", over, limit), b.compare("gt", under, limit))
     # Products of subnormal numbers round by too much to compare quotients.
     least = 2.0 ** (2 * c.mantissa - c.bias)
-    small = b.op("logical_and", b.compare("lt", over, least), b.compare("lt", under, least))
+    small = b.bit_and(b.compare("lt", over, least), b.compare("lt", under, least))
     factor = b.select(large, 0.25, b.select(small, 2.0 ** (2 * c.mantissa), b.const(x.dtype, 1)))
     left = b.compare("lt", b.bitcast(x, c.integer), 0)
     return b.copysign(_arc(b, b.multiply(over, factor), b.multiply(under, factor), left), y)
@@ -119,13 +116,13 @@ def hypot(b: ScalarBuilder, x: Value, y: Value) -> Value:
         result = b.astype(wide, float32)
     else:
         first, second = b.absolute(x), b.absolute(y)
-        large = b.op("logical_or", b.compare("gt", first, 2.0**500), b.compare("gt", second, 2.0**500))
-        small = b.op("logical_and", b.compare("lt", first, 2.0**-400), b.compare("lt", second, 2.0**-400))
+        large = b.bit_or(b.compare("gt", first, 2.0**500), b.compare("gt", second, 2.0**500))
+        small = b.bit_and(b.compare("lt", first, 2.0**-400), b.compare("lt", second, 2.0**-400))
         one = b.const(x.dtype, 1)
         factor = b.select(large, 2.0**-600, b.select(small, 2.0**600, one))
         inverse = b.select(large, 2.0**600, b.select(small, 2.0**-600, one))
         result = b.multiply(_length(b, b.multiply(first, factor), b.multiply(second, factor)), inverse)
-    endless = b.op("logical_or", b.compare("eq", b.absolute(x), INFINITY), b.compare("eq", b.absolute(y), INFINITY))
+    endless = b.bit_or(b.compare("eq", b.absolute(x), INFINITY), b.compare("eq", b.absolute(y), INFINITY))
     return b.select(endless, INFINITY, result)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
-from codegen.affine import Affine
+from codegen.affine import Affine, tile_of
 from codegen.loop import (
     Accumulate,
     Bind,
@@ -243,17 +243,16 @@ class _Verifier:
         for name, _ in index.terms:
             if name in self.loops:
                 continue
-            base = name.partition("//")[0].partition("%")[0]
-            if base != name:
-                self._tile(stmt, name, base)
+            if (tile := tile_of(name)) is not None:
+                self._tile(stmt, name, tile.loop)
             elif not self._known(stmt, name).dtype.is_integer:
                 _fail(stmt, f"{name} is {self.names[name].dtype}, and an index must be an integer")
 
-    def _tile(self, stmt: Stmt, name: str, base: str) -> None:
+    def _tile(self, stmt: Stmt, name: str, loop: str) -> None:
         if self.scheduled:
             _fail(stmt, f"no split has resolved the tile variable {name}")
-        if base not in self.loops:
-            _fail(stmt, f"{base} is not defined here")
+        if loop not in self.loops:
+            _fail(stmt, f"{loop} is not defined here")
 
     def _varies(self, index: Affine) -> bool:
         if self.vector is None:
@@ -273,10 +272,10 @@ class _Verifier:
     def _tile_ranges(self, indices: Iterable[Affine]) -> dict[str, tuple[int, int]]:
         out: dict[str, tuple[int, int]] = {}
         for name in {n for index in indices for n, _ in index.terms}:
-            base, mark, tile = name.partition("//") if "//" in name else name.partition("%")
-            if mark and base in self.ranges:
-                low, high = self.ranges[base]
-                out[name] = (low // int(tile), high // int(tile)) if mark == "//" else (0, min(high, int(tile) - 1))
+            tile = tile_of(name)
+            if tile is not None and tile.loop in self.ranges:
+                low, high = self.ranges[tile.loop]
+                out[name] = (tile.of(low), tile.of(high)) if tile.is_quotient else (0, min(high, tile.size - 1))
         return out
 
     # Accumulators

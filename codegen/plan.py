@@ -127,22 +127,23 @@ def _meet(a: tuple[int, int], b: tuple[int, int]) -> bool:
 def _barriers(works: Sequence[Work], places: Mapping[str, Place]) -> tuple[bool, ...]:
     """Workers meet before a work that touches what another since the last meeting wrote, or writes what it read."""
     out: list[bool] = []
-    reads: list[Place] = []
-    writes: list[Place] = []
+    reads: dict[str, list[Place]] = {}
+    writes: dict[str, list[Place]] = {}
     for work in works:
         own_reads = [places[v] for v in work.reads]
         own_writes = [places[v] for v in work.writes]
         conflict = _any_overlap(own_reads + own_writes, writes) or _any_overlap(own_writes, reads)
         out.append(conflict)
         if conflict:
-            reads, writes = [], []
-        reads += own_reads
-        writes += own_writes
+            reads, writes = {}, {}
+        for own, slots in ((own_reads, reads), (own_writes, writes)):
+            for place in own:
+                slots.setdefault(place.slot, []).append(place)
     return tuple(out)
 
 
-def _any_overlap(some: Iterable[Place], others: Sequence[Place]) -> bool:
-    return any(a.overlaps(b) for a in some for b in others)
+def _any_overlap(some: Iterable[Place], slots: Mapping[str, Sequence[Place]]) -> bool:
+    return any(a.overlaps(b) for a in some for b in slots.get(a.slot, ()))
 
 
 def check(works: Sequence[Work], memory: MemoryPlan, standing: Iterable[str]) -> None:
@@ -158,12 +159,17 @@ def check(works: Sequence[Work], memory: MemoryPlan, standing: Iterable[str]) ->
         kept = [c for c in cells.get(place.slot, []) if c[1] <= place.offset or c[0] >= place.offset + place.size]
         cells[place.slot] = [*kept, (place.offset, place.offset + place.size, value)]
 
+    def overlap(value: str, other: str) -> bool:
+        return memory.places[value].overlaps(memory.places[other])
+
     for value in standing:
         write(value)
-    since: list[Work] = []
+    # What was written, and what was used at all, in each slot since the last barrier.
+    written: dict[str, list[tuple[str, str]]] = {}
+    used: dict[str, list[tuple[str, str]]] = {}
     for work, barrier in zip(works, memory.barriers, strict=True):
         if barrier:
-            since = []
+            written, used = {}, {}
         for value in work.reads:
             place = memory.places[value]
             found = (place.offset, place.offset + place.size, value)
@@ -171,18 +177,19 @@ def check(works: Sequence[Work], memory: MemoryPlan, standing: Iterable[str]) ->
             assert not place.size or found in cells.get(place.slot, []), (
                 f"{work.label} reads {value}, which is not in its place"
             )
-        for other in since:
-            for value in work.writes:
-                clash = [v for v in other.values if memory.places[v].overlaps(memory.places[value])]
-                assert not clash, f"{work.label} writes {value} while {other.label} uses {clash}"
-            for value in work.reads:
-                clash = [v for v in other.writes if memory.places[v].overlaps(memory.places[value])]
-                assert not clash, f"{work.label} reads {value} while {other.label} writes {clash}"
+        for value in work.writes:
+            for label, other in used.get(memory.places[value].slot, ()):
+                assert not overlap(other, value), f"{work.label} writes {value} while {label} uses {other}"
+        for value in work.reads:
+            for label, other in written.get(memory.places[value].slot, ()):
+                assert not overlap(other, value), f"{work.label} reads {value} while {label} writes {other}"
         for value in work.writes:
             for other_value in work.values:
-                apart = other_value == value or not memory.places[other_value].overlaps(memory.places[value])
+                apart = other_value == value or not overlap(other_value, value)
                 in_place = memory.places[other_value] == memory.places[value]
                 assert apart or in_place, f"{work.label}: {value} partly overlaps {other_value}"
         for value in work.writes:
             write(value)
-        since.append(work)
+            written.setdefault(memory.places[value].slot, []).append((work.label, value))
+        for value in work.values:
+            used.setdefault(memory.places[value].slot, []).append((work.label, value))

@@ -9,13 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from codegen import coefficients as fitted
+from codegen.scalar_builder import ScalarBuilder, Value
 from symgrad.types import DType, float64, int32, int64
-
-if TYPE_CHECKING:
-    from codegen.scalar import ScalarBuilder, Value
 
 INFINITY, NAN = math.inf, math.nan
 
@@ -168,7 +165,7 @@ def sigmoid(b: ScalarBuilder, x: Value) -> Value:
     """1 / (1 + 2^n (1 + p)) as 2^-k / (2^-k + 2^(n - k) (1 + p)), k about n / 2: nothing overflows, and what is small
     underflows with the last product."""
     c = format_of(x)
-    p, t = exp_parts(b, clamp_below(b, clamp_above(b, b.op("negative", x), -c.exp_low), c.exp_low))
+    p, t = exp_parts(b, clamp_below(b, clamp_above(b, b.negative(x), -c.exp_low), c.exp_low))
     both = integer_part(b, t, 2 * c.bias)
     first = b.shift_right(both, 1)
     power = power_of_two(b, first, x)
@@ -228,7 +225,7 @@ def log_of_parts(b: ScalarBuilder, f: Value, e: Value) -> Value:
 def log_specials(b: ScalarBuilder, x: Value, result: Value) -> Value:
     """-inf at 0, inf at inf, NaN for negative x and NaN."""
     outside = b.select(b.compare("eq", x, 0), -INFINITY, b.select(b.compare("eq", x, INFINITY), x, NAN))
-    inside = b.op("logical_and", b.compare("gt", x, 0), b.compare("lt", x, INFINITY))
+    inside = b.bit_and(b.compare("gt", x, 0), b.compare("lt", x, INFINITY))
     return b.select(inside, result, outside)
 
 
@@ -284,27 +281,27 @@ def _sum(b: ScalarBuilder, x: Value, y: float) -> tuple[Value, Value]:
 def _tail(b: ScalarBuilder, a: Value, terms: Sequence[float]) -> Value:
     """exp(-a^2) S(t) / (a + 1) with t = (a - 1) / (a + 1), all but the small parts of S and exp in pairs."""
     square = b.multiply(a, a)
-    low = b.fma(a, b.op("negative", a), square)
-    p, t = exp_parts(b, b.op("negative", square), low)
+    low = b.fma(a, b.negative(a), square)
+    p, t = exp_parts(b, b.negative(square), low)
     head = b.add(p, 1)
     head_low = b.subtract(p, b.subtract(head, 1))
     under, under_low = _sum(b, a, 1)
     above, above_low = _sum(b, a, -1)
     place = b.divide(above, under)
-    negative = b.op("negative", place)
+    negative = b.negative(place)
     place_low = b.divide(b.fma(negative, under_low, b.add(b.fma(negative, under, above), above_low)), under)
     factor = horner(b, place, terms[1:])
     rest = b.multiply(place, factor)
     # What the quotient misses, times the slope of S: a few terms of it are enough.
     slope = horner(b, place, [k * term for k, term in enumerate(terms[1:8], 1)])
-    rest_low = b.fma(place_low, slope, b.fma(place, factor, b.op("negative", rest)))
+    rest_low = b.fma(place_low, slope, b.fma(place, factor, b.negative(rest)))
     series = b.add(rest, terms[0])
     series_low = b.add(b.subtract(rest, b.subtract(series, terms[0])), rest_low)
     over = b.multiply(series, head)
-    over_low = b.fma(series, head, b.op("negative", over))
+    over_low = b.fma(series, head, b.negative(over))
     over_low = b.add(over_low, b.fma(series, head_low, b.multiply(series_low, head)))
     quotient = b.divide(over, under)
-    negative = b.op("negative", quotient)
+    negative = b.negative(quotient)
     missed = b.fma(negative, under_low, b.add(b.fma(negative, under, over), over_low))
     return scale(b, b.add(quotient, b.divide(missed, under)), t)
 
@@ -313,12 +310,12 @@ def _erf_float32(b: ScalarBuilder, size: Value) -> Value:
     """erfc as exp of a polynomial."""
     p, t = exp_parts(b, horner(b, size, fitted.ERFC_32))
     power = power_of_two(b, integer_part(b, t, FLOAT32.bias), size)
-    return b.fma(b.op("negative", p), power, b.subtract(1, power))
+    return b.fma(b.negative(p), power, b.subtract(1, power))
 
 
 def _erf_float64(b: ScalarBuilder, size: Value, square: Value) -> Value:
     """erfc as exp(-a^2) times a polynomial in (a - 2) / (a + 2)."""
     factor = horner(b, b.divide(b.subtract(size, 2), b.add(size, 2)), fitted.ERFC_64)
-    p, t = exp_parts(b, b.op("negative", square))
+    p, t = exp_parts(b, b.negative(square))
     weight = b.multiply(factor, power_of_two(b, integer_part(b, t, FLOAT64.bias), size))
     return b.subtract(1, b.fma(weight, p, weight))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from codegen import coefficients as fitted
 from codegen.polynomials import (
     FLOAT32,
@@ -19,10 +17,8 @@ from codegen.polynomials import (
     scale,
     split,
 )
+from codegen.scalar_builder import ScalarBuilder, Value
 from symgrad.types import float32, float64
-
-if TYPE_CHECKING:
-    from codegen.scalar import ScalarBuilder, Value
 
 _THIRD = (1 / 3, float.fromhex("0x1.5555555555555p-56"))
 # ln 2 in parts, the first so short that its product with an exponent is exact.
@@ -39,12 +35,12 @@ def power(b: ScalarBuilder, x: Value, y: Value) -> Value:
     result = _short_power(b, size, y) if x.dtype is float32 else _long_power(b, size, y)
     whole = b.compare("eq", b.call_intrinsic("floor", y), y)
     half = b.multiply(y, 0.5)
-    odd = b.op("logical_and", whole, b.compare("ne", b.call_intrinsic("floor", half), half))
+    odd = b.bit_and(whole, b.compare("ne", b.call_intrinsic("floor", half), half))
     result = b.copysign(result, b.select(odd, x, b.const(x.dtype, 1)))
-    negative = b.op("logical_and", b.compare("lt", x, 0), b.compare("gt", x, -INFINITY))
-    result = b.select(b.op("logical_and", negative, b.op("logical_not", whole)), NAN, result)
+    negative = b.bit_and(b.compare("lt", x, 0), b.compare("gt", x, -INFINITY))
+    result = b.select(b.bit_and(negative, b.bit_not(whole)), NAN, result)
     result = b.select(b.binary("fcmp uno", x, y, whole.dtype), NAN, result)
-    certain = b.op("logical_or", b.compare("eq", x, 1), b.compare("eq", y, 0))
+    certain = b.bit_or(b.compare("eq", x, 1), b.compare("eq", y, 0))
     return b.select(certain, 1, result)
 
 
@@ -80,9 +76,9 @@ def _long_power(b: ScalarBuilder, x: Value, y: Value) -> Value:
     high, low = _log_in_two_parts(b, x)
     high = _at_ends(b, x, high)
     product = _product(b, y, high)
-    rest = b.fma(y, low, b.fma(y, high, b.op("negative", product)))
+    rest = b.fma(y, low, b.fma(y, high, b.negative(product)))
     # Where exp overflows or vanishes, or the logarithm is 0, the rest may be NaN, and does not count.
-    moderate = b.op("logical_and", b.compare("lt", b.absolute(product), 800), b.compare("ne", high, 0))
+    moderate = b.bit_and(b.compare("lt", b.absolute(product), 800), b.compare("ne", high, 0))
     rest = b.select(moderate, rest, b.const(float64, 0))
     product = clamp_below(b, clamp_above(b, product, FLOAT64.exp_high), FLOAT64.exp_low)
     p, t = exp_parts(b, product, rest)
@@ -98,7 +94,7 @@ def _fast_sum(b: ScalarBuilder, large: Value, small: Value) -> tuple[Value, Valu
 def _exact_product(b: ScalarBuilder, x: Value, y: Value | float) -> tuple[Value, Value]:
     """The product and what its rounding lost."""
     product = b.multiply(x, y)
-    return product, b.fma(x, y, b.op("negative", product))
+    return product, b.fma(x, y, b.negative(product))
 
 
 def _log_in_two_parts(b: ScalarBuilder, x: Value) -> tuple[Value, Value]:
@@ -107,7 +103,7 @@ def _log_in_two_parts(b: ScalarBuilder, x: Value) -> tuple[Value, Value]:
     above, below = b.add(m, 1), b.subtract(m, 1)
     above_low = b.subtract(m, b.subtract(above, 1))
     s = b.divide(below, above)
-    missing = b.fma(b.op("negative", s), above_low, b.fma(b.op("negative", s), above, below))
+    missing = b.fma(b.negative(s), above_low, b.fma(b.negative(s), above, below))
     s_low = b.divide(missing, above)
     z, z_low = _exact_product(b, s, s)
     z_low = b.fma(b.add(s, s), s_low, z_low)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from codegen.polynomials import INFINITY, NAN, format_of, scale
+from codegen.scalar_builder import ScalarBuilder, Value
 from symgrad.types import bool_, float64
-
-if TYPE_CHECKING:
-    from codegen.scalar import ScalarBuilder, Value
 
 # A quotient below this is an integer after truncation, wrong by at most one.
 _EXACT = 2.0**53
@@ -52,7 +48,7 @@ def _integer_parts(b: ScalarBuilder, x: Value, y: Value) -> tuple[Value, Value]:
         rest = b.subtract(x, b.multiply(quotient, safe))
         return b.select(bad, zero, quotient), b.select(bad, zero, rest)
     opposite = b.compare("eq", y, -1)
-    safe = b.select(b.op("logical_or", bad, opposite), 1, y)
+    safe = b.select(b.bit_or(bad, opposite), 1, y)
     quotient = b.binary("sdiv", x, safe)
     rest = b.subtract(x, b.multiply(quotient, safe))
     adjust = _signs_differ(b, rest, safe)
@@ -64,19 +60,19 @@ def _integer_parts(b: ScalarBuilder, x: Value, y: Value) -> tuple[Value, Value]:
 
 def _signs_differ(b: ScalarBuilder, rest: Value, y: Value) -> Value:
     """Whether a remainder that is not 0 has the other sign than the divisor."""
-    unlike = b.op("logical_xor", b.compare("lt", rest, 0), b.compare("lt", y, 0))
-    return b.op("logical_and", b.compare("ne", rest, 0), unlike)
+    unlike = b.bit_xor(b.compare("lt", rest, 0), b.compare("lt", y, 0))
+    return b.bit_and(b.compare("ne", rest, 0), unlike)
 
 
 def _signed_rest(b: ScalarBuilder, x: Value, y: Value) -> tuple[Value, Value]:
     """C99 fmod, with the sign of x, and whether y has to be added to give it the sign of y."""
     size, divisor = b.absolute(x), b.absolute(y)
     finite = b.compare("lt", size, INFINITY)
-    positive = b.op("logical_and", b.compare("gt", divisor, 0), b.compare("lt", divisor, INFINITY))
-    usual = b.op("logical_and", finite, positive)
+    positive = b.bit_and(b.compare("gt", divisor, 0), b.compare("lt", divisor, INFINITY))
+    usual = b.bit_and(finite, positive)
     one = b.const(x.dtype, 1)
     rest = b.call_function("fmod", _rest_body, x.dtype, b.select(usual, size, one), b.select(usual, divisor, one))
-    unchanged = b.op("logical_and", finite, b.compare("eq", divisor, INFINITY))
+    unchanged = b.bit_and(finite, b.compare("eq", divisor, INFINITY))
     rest = b.select(usual, rest, b.select(unchanged, size, NAN))
     rest = b.copysign(rest, x)
     return rest, _signs_differ(b, rest, y)
@@ -116,7 +112,7 @@ def _rest_body(b: ScalarBuilder, x: Value, y: Value) -> Value:
 def _subtract_multiples(b: ScalarBuilder, x: Value, y: Value) -> Value:
     """The remainder of x by y for a quotient below 2^53: the fma is exact, and the quotient at most one too large."""
     quotient = b.call_intrinsic("trunc", b.divide(x, y))
-    rest = b.fma(b.op("negative", quotient), y, x)
+    rest = b.fma(b.negative(quotient), y, x)
     return b.select(b.compare("lt", rest, 0), b.add(rest, y), rest)
 
 
@@ -152,4 +148,4 @@ def _is_inside(b: ScalarBuilder, count: Value) -> Value:
     below = b.compare("lt", count, count.dtype.bits)
     if count.dtype.kind == "u":
         return below
-    return b.op("logical_and", below, b.op("logical_not", b.compare("lt", count, 0)))
+    return b.bit_and(below, b.bit_not(b.compare("lt", count, 0)))

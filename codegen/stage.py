@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from codegen.affine import ZERO, Affine, variable
+from codegen.affine import ZERO, Affine, tile_quotient, tile_remainder, variable
 from codegen.loop import (
     Accumulate,
     Body,
@@ -21,7 +21,7 @@ from codegen.loop import (
     map_indices,
     used,
 )
-from codegen.steps import Split, Unroll, Vectorize, apply, tile_quotient, tile_remainder
+from codegen.steps import Split, Unroll, Vectorize, apply
 from symgrad.types import DType
 
 

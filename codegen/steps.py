@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from codegen.affine import Affine, variable
+from codegen.affine import Affine, tile_of, tile_quotient, tile_remainder, variable
 from codegen.loop import (
     Accumulate,
     Bind,
@@ -177,34 +177,23 @@ def _split(stmt: For, factor: int) -> Body:
     return tuple(out)
 
 
-def tile_quotient(name: str, tile: int) -> Affine:
-    """The number of the tile a loop stands in: becomes affine when the loop is split by the tile or a multiple."""
-    return variable(f"{name}//{tile}")
-
-
-def tile_remainder(name: str, tile: int) -> Affine:
-    """The place in its tile a loop stands at; see `tile_quotient`."""
-    return variable(f"{name}%{tile}")
-
-
 def _tile_variables(body: Body, name: str, factor: int) -> dict[str, Affine]:
     """What the tile variables of a loop become when it is split."""
     values: dict[str, Affine] = {}
     for index in indices_of(body):
         for term, _ in index.terms:
-            base, mark, tile = term.partition("//") if "//" in term else term.partition("%")
-            if base != name or not mark:
+            tile = tile_of(term)
+            if tile is None or tile.loop != name:
                 continue
-            size = int(tile)
-            if factor % size:
-                raise ValueError(f"split {name} by {factor}: not a multiple of its tile {size}")
+            if factor % tile.size:
+                raise ValueError(f"split {name} by {factor}: not a multiple of its tile {tile.size}")
             outer, inner = variable(f"{name}.0"), f"{name}.1"
-            if factor == size:
-                values[term] = outer if mark == "//" else variable(inner)
-            elif mark == "//":
-                values[term] = outer * (factor // size) + tile_quotient(inner, size)
+            if factor == tile.size:
+                values[term] = outer if tile.is_quotient else variable(inner)
+            elif tile.is_quotient:
+                values[term] = outer * (factor // tile.size) + tile_quotient(inner, tile.size)
             else:
-                values[term] = tile_remainder(inner, size)
+                values[term] = tile_remainder(inner, tile.size)
     return values
 
 

@@ -8,14 +8,12 @@ Each function is an internal function of the module, so that the branch stays ou
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from codegen import coefficients as fitted
 from codegen.polynomials import INFINITY, format_of, horner
+from codegen.scalar_builder import ScalarBuilder, Value
 from symgrad.types import float64, int64
-
-if TYPE_CHECKING:
-    from codegen.scalar import ScalarBuilder, Value
 
 # pi/2 in parts: each the nearest number to what the ones before it leave.
 _PARTS_32 = tuple(map(float.fromhex, ("0x1.921fb6p+0", "-0x1.777a5cp-25", "-0x1.ee59dap-50")))
@@ -144,7 +142,7 @@ def _reduce(b: ScalarBuilder, x: Value) -> Reduced:
     else:
         fast = (*_subtract_parts(b, x, n), b.bitcast(t, c.integer))
     size = b.absolute(x)
-    large = b.op("logical_and", b.compare("gt", size, limit), b.compare("lt", size, INFINITY))
+    large = b.bit_and(b.compare("gt", size, limit), b.compare("lt", size, INFINITY))
     moved = _where_large(b, large, x, fast)
     return Reduced(moved[0], moved[1] if len(moved) == 3 else None, moved[-1])
 
@@ -154,7 +152,7 @@ def _subtract_parts(b: ScalarBuilder, x: Value, n: Value) -> tuple[Value, Value]
     first, second, third = _PARTS_64
     start = b.fma(n, -first, x)
     product = b.multiply(n, second)
-    lost_product = b.fma(n, second, b.op("negative", product))
+    lost_product = b.fma(n, second, b.negative(product))
     r = b.subtract(start, product)
     part = b.subtract(r, start)
     lost = b.subtract(b.subtract(start, b.subtract(r, part)), b.add(product, part))
@@ -260,11 +258,11 @@ def _tangent_body(b: ScalarBuilder, x: Value) -> Value:
     reduced = _reduce(b, x)
     sine, cosine = (_sum(b, *terms) for terms in _sine_and_cosine(b, reduced))
     odd = _is_odd(b, reduced.q)
-    over, under = b.select(odd, b.op("negative", cosine.high), sine.high), b.select(odd, sine.high, cosine.high)
-    over_low, under_low = b.select(odd, b.op("negative", cosine.low), sine.low), b.select(odd, sine.low, cosine.low)
+    over, under = b.select(odd, b.negative(cosine.high), sine.high), b.select(odd, sine.high, cosine.high)
+    over_low, under_low = b.select(odd, b.negative(cosine.low), sine.low), b.select(odd, sine.low, cosine.low)
     inverse = b.divide(1, under)
     first = b.multiply(over, inverse)
-    negative = b.op("negative", first)
+    negative = b.negative(first)
     rest = b.fma(negative, under_low, b.add(b.fma(negative, under, over), over_low))
     return _keep_zero(b, x, b.fma(rest, inverse, first))
 
@@ -277,14 +275,14 @@ def _short_tangent_body(b: ScalarBuilder, narrow: Value) -> Value:
     n = b.subtract(t, c.magic)
     r = b.fma(n, -_PARTS_64[1], b.fma(n, -_PARTS_64[0], x))
     size = b.absolute(x)
-    large = b.op("logical_and", b.compare("gt", size, _LIMIT_64), b.compare("lt", size, INFINITY))
+    large = b.bit_and(b.compare("gt", size, _LIMIT_64), b.compare("lt", size, INFINITY))
     r, q = _where_large(b, large, x, (r, b.bitcast(t, c.integer)))
     square = b.multiply(r, r)
     sine = b.fma(b.multiply(square, r), horner(b, square, fitted.SIN_SHORT), r)
     tail = b.multiply(square, horner(b, square, fitted.COS_SHORT))
     cosine = b.fma(square, tail, b.fma(square, -0.5, b.const(float64, 1)))
     odd = _is_odd(b, q)
-    quotient = b.divide(b.select(odd, b.op("negative", cosine), sine), b.select(odd, sine, cosine))
+    quotient = b.divide(b.select(odd, b.negative(cosine), sine), b.select(odd, sine, cosine))
     return _keep_zero(b, narrow, b.astype(quotient, narrow.dtype))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from codegen.affine import Affine
 from codegen.loop import Kernel, Load, Space, Store
-from codegen.scalar import ScalarBuilder, Value, memory_type
+from codegen.scalar_builder import ScalarBuilder, Value, memory_type
 from codegen.target import Target
 from symgrad.errors import CompileError
 from symgrad.types import DType, bool_, int64, uint8
@@ -146,7 +146,7 @@ class Writer:
         key = ("wide", named.value)
         if (found := self.remembered(key)) is not None:
             return found
-        value = self.b.op("astype", named.value, dtype=int64)
+        value = self.b.astype(named.value, int64)
         self.flush(named.depth)
         return self.remember(named.depth, key, value)
 
@@ -175,11 +175,11 @@ class Writer:
             if stride:
                 value = self.b.add(value, self._lane_numbers(stride))
             for vector, factor in vectors:
-                wide = self.b.op("astype", vector, dtype=int64) if vector.dtype is not int64 else vector
+                wide = self.b.astype(vector, int64)
                 value = self.b.add(value, self.b.multiply(wide, factor))
             level = len(self.levels) - 1
         if dtype is not int64:
-            value = self.b.op("astype", value, dtype=dtype)
+            value = self.b.astype(value, dtype)
         self.flush(level)
         return Named(value, level)
 
@@ -194,10 +194,10 @@ class Writer:
         depth = 0
         for one in guard:
             number = self.number(one, int64)
-            truth = self.b.op("greater_equal", number.value, self.b.const(int64, 0))
+            truth = self.b.compare("ge", number.value, 0)
             self.flush(self.place(number.depth, truth.lanes))
             depth = max(depth, number.depth)
-            result = truth if result is None else self.b.op("logical_and", result, truth)
+            result = truth if result is None else self.b.bit_and(result, truth)
             self.flush(self.place(depth, result.lanes))
         assert result is not None
         return Named(result, self.place(depth, result.lanes))
@@ -354,7 +354,7 @@ class Writer:
             return [str(stride * itemsize * lane) for lane in range(v.active)]
         total: Value | None = None
         for value, factor in vectors:
-            wide = b.op("astype", value, dtype=int64) if value.dtype is not int64 else value
+            wide = b.astype(value, int64)
             scaled = b.multiply(wide, factor * itemsize)
             total = scaled if total is None else b.add(total, scaled)
         assert total is not None

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import mpmath
 import numpy as np
 import scipy.special
 
@@ -26,9 +25,10 @@ from symgrad.graph import Graph
 from symgrad.opdef import OPS, Kind
 from symgrad.operators import unary
 from symgrad.types import Type
+from tests.precise import FUNCTIONS
+from tests.ulp import has_wide_floats, mp, true_units, units
 
 Array = np.ndarray
-mp: Any = mpmath
 DOCS = Path(__file__).resolve().parents[1] / "symgrad" / "docs"
 DATA, TABLE = DOCS / "accuracy.json", DOCS / "accuracy.md"
 CHUNK = 1 << 18
@@ -128,15 +128,6 @@ _WIDE: dict[str, Callable[[Array], Array]] = {
     "sigmoid": scipy.special.expit,
 }
 _WIDEST: dict[str, Callable[[Array], Array]] = {"erf": _erf, "erfc": _erfc, "sigmoid": _sigmoid}
-_TRUE: dict[str, Callable[[Any], Any]] = {
-    "rsqrt": lambda a: 1 / mp.sqrt(a),
-    "sigmoid": lambda a: 1 / (1 + mp.exp(-a)),
-    "exp2": lambda a: mp.power(2, a),
-    "log2": lambda a: mp.log(a) / mp.log(2),
-    "cbrt": lambda a: mp.sign(a) * mp.cbrt(abs(a)),
-    "reciprocal": lambda a: 1 / a,
-    "square": lambda a: a * a,
-}
 
 
 def reference(name: str, x: Array) -> Array:
@@ -153,22 +144,9 @@ def reference(name: str, x: Array) -> Array:
 
 
 def true_error(name: str, x: Any, got: Any) -> float:
-    """The error of one finite result of one finite argument in units in the last place."""
-    info = np.finfo(x.dtype)
+    """The error of one finite result of one finite argument."""
     with mp.workprec(BITS):
-        argument = mp.mpf(float(x))
-        value = (_TRUE[name] if name in _TRUE else getattr(mp, name))(argument)
-        return float(abs(_bounded(mp.mpf(float(got)), info) - _bounded(value, info)) / _unit(value, info))
-
-
-def _bounded(value: Any, info: Any) -> Any:
-    limit = mp.mpf(2) ** int(info.maxexp)
-    return max(-limit, min(limit, value))
-
-
-def _unit(value: Any, info: Any) -> Any:
-    exponent = mp.frexp(value)[1] if value else int(info.minexp)
-    return mp.mpf(2) ** (min(max(exponent, int(info.minexp) + 1), int(info.maxexp)) - int(info.nmant) - 1)
+        return true_units(got, FUNCTIONS[name](mp.mpf(float(x))))
 
 
 # Comparison.
@@ -187,12 +165,7 @@ def compare(x: Array, got: Array, true: Array) -> tuple[Array, Array, int]:
     unlike |= (have == 0) & (want == 0)  # the bits differ, so the signs do
     number = ~(np.isnan(have) | np.isnan(want) | (have == 0) & (want == 0))
     places, have, want = places[number], have[number], want[number]
-    info = np.finfo(got.dtype)
-    limit = want.dtype.type(2) ** int(info.maxexp)
-    exponent = np.clip(np.frexp(want)[1], int(info.minexp) + 1, int(info.maxexp))
-    unit = np.ldexp(np.ones_like(want), exponent - int(info.nmant) - 1)
-    difference = np.clip(have.astype(want.dtype), -limit, limit) - np.clip(want, -limit, limit)
-    errors = np.abs(difference / unit).astype(np.float64)
+    errors = units(have, want)
     # Half a unit to the reference's precision: rounding the reference decided, not the function.
     missed = errors > 0.5
     return places[missed], errors[missed], int(np.count_nonzero(unlike))
@@ -268,11 +241,6 @@ def float64_chunks(name: str, count: int) -> Iterator[Array]:
         any_bits = rng.integers(0, 1 << 64, part, np.uint64).view(np.float64)
         sizes = rng.uniform(-3, 3, part) * 2.0 ** rng.integers(-30, 8, part)
         yield np.concatenate([any_bits, rng.uniform(-2, 2, part), sizes, rng.uniform(low, high, part)])
-
-
-def has_wide_floats() -> bool:
-    """Whether float64 can be measured here."""
-    return np.finfo(np.longdouble).nmant >= 63
 
 
 # Results.

@@ -90,18 +90,6 @@ def _rounded(value: Any, dtype: Any) -> Any:
         return np.float64(float(+value))
 
 
-def steps_apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How many floating numbers lie between, counted across zero; infinity is next to the largest number."""
-    kind = {4: np.int32, 8: np.int64}[a.itemsize]
-    low = np.iinfo(kind).min
-
-    def line(x: np.ndarray) -> np.ndarray:
-        bits = np.ascontiguousarray(x).view(kind).astype(object)
-        return np.where(np.signbit(x), low - bits, bits)
-
-    return np.abs(line(a) - line(b)).astype(np.float64)
-
-
 def function(program: Program, *, workers: int = 1, **options: Any) -> Function:
     make = functools.partial(make_executable, phase="infer", workers=workers, **options)
     return Function(program, Structure(tuple), make)

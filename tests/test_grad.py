@@ -324,10 +324,10 @@ def test_long_chain_at_the_default_recursion_limit() -> None:
     graph = Graph()
     x = graph.input("x", (2,), "float64")
     h = x
-    for _ in range(50_000):
+    for _ in range(8_000):
         h = apply("multiply", apply("sin", h), x)
     before = len(graph.nodes)
-    assert before >= 100_000
+    assert before >= 16_000
     slope = grad(sg.sum(h), x)
     assert len(graph.nodes) - before < 8 * before
     assert slope.type == x.type

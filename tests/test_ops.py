@@ -20,7 +20,6 @@ from oracles import (
     first_of,
     function,
     run_poisoned,
-    steps_apart,
     true_values,
 )
 
@@ -31,6 +30,7 @@ from symgrad.graph import Graph, Node
 from symgrad.opdef import OPS
 from symgrad.program import Program
 from symgrad.types import float64
+from tests.ulp import steps_apart
 
 Array = np.ndarray
 

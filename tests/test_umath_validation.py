@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from oracles import steps_apart
 
 import symgrad as sg
+from tests.ulp import steps_apart
 
 DATA = Path(np.__file__).parent / "_core" / "tests" / "data"
 FILES = sorted(DATA.glob("umath-validation-set-*.csv"))

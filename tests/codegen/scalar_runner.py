@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
 
 import symgrad  # noqa: F401 # pyright: ignore[reportUnusedImport] the package that imports codegen comes first
-from codegen.scalar import ScalarBuilder, Value, memory_type
+from codegen.scalar import spell
+from codegen.scalar_builder import ScalarBuilder, Value, memory_type
 from codegen.target import Target
-from symgrad.types import DType, as_dtype
+from symgrad.types import DType, as_dtype, float32, float64
 
+LANES = (1, 4, 8, 16)
+FLOATS = (float32, float64)
 HOST = Target("test", "", "", "", 64, 32, fma=True, masked=True)
 Spell = Callable[..., Value]
 
@@ -67,8 +71,8 @@ class Library:
         texts: list[str] = []
         needed: set[str] = set()
         self._outputs: dict[str, tuple[DType, int]] = {}
-        for name, (spell, dtypes, lanes) in entries.items():
-            text, b, out = text_of(name, spell, dtypes, lanes)
+        for name, (operation_, dtypes, lanes) in entries.items():
+            text, b, out = text_of(name, operation_, dtypes, lanes)
             texts.append(text)
             needed |= b.declarations | b.globals
             self._outputs[name] = (out, lanes)
@@ -102,4 +106,18 @@ class Library:
 
 
 def operation(name: str, **attrs: Any) -> Spell:
-    return lambda b, *values: b.op(name, *values, **attrs)
+    return lambda b, *values: spell(b, name, *values, **attrs)
+
+
+@cache
+def samples(dtype: DType, count: int) -> np.ndarray:
+    """Random bit patterns, ranges where functions bend, neighbors of multiples of pi/2, powers, special values."""
+    rng = np.random.default_rng(5)
+    patterns = np.frombuffer(rng.bytes(count * dtype.itemsize), dtype.np)
+    ends = 110.0 if dtype is float32 else 760.0
+    parts: list[Any] = [rng.uniform(-r, r, count // 4) for r in (1.0, 5.0, ends, 1e6)]
+    parts.append(rng.integers(-(10**9), 10**9, count // 4) * (np.pi / 2))
+    parts.append(2.0 ** rng.uniform(-60, 60, count // 4) * rng.choice([-1.0, 1.0], count // 4))
+    special = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 6381956970095103.0 * 2.0**797]
+    with np.errstate(over="ignore", under="ignore"):
+        return np.concatenate([patterns, *(p.astype(dtype.np) for p in parts), np.array(special).astype(dtype.np)])

@@ -15,7 +15,7 @@ from kernel_cases import CASES, EXACT, NARROW, TYPED, WIDE, Native, kernels_of, 
 
 import symgrad as sg
 from codegen import jit
-from codegen.affine import ZERO, Affine, variable
+from codegen.affine import ZERO, Affine, tile_quotient, tile_remainder, variable
 from codegen.executable import value_name
 from codegen.interp import fma, fresh_arrays, run
 from codegen.loop import (
@@ -36,7 +36,6 @@ from codegen.loop import (
     Within,
 )
 from codegen.loop_verify import highest, verify
-from codegen.steps import tile_quotient, tile_remainder
 from symgrad.errors import CompileError
 from symgrad.opdef import OPS, Kind
 from symgrad.storage import Literal
