@@ -53,6 +53,14 @@ def _moved(rng: np.random.Generator, value: Array) -> Array:
     return value * (1 + NOISE * np.finfo(value.dtype).eps * drawn)
 
 
+def _any_zeros(rng: np.random.Generator, value: Array) -> Array:
+    """The value with zeros of random sign: that of a sum depends on where the sum begins."""
+    if value.dtype.kind != "f" or np.all(value):
+        return value
+    signs = rng.choice(np.array([-1.0, 1.0]), value.shape).astype(value.dtype)
+    return np.where(value == 0, np.copysign(np.zeros_like(value), signs), value)
+
+
 def _rounds(node: Node) -> bool:
     if not node.dtype.is_float or node.op.kind in (Kind.VIEW, Kind.SOURCE) or node.op.name in _EXACT:
         return False
@@ -112,6 +120,8 @@ class Rounding:
                 if rng is not None and moves and node.op.name in _MANY:
                     sources = [_moved(rng, a) for a in sources]
                 value = _value(node, sources)
+                if rng is not None and moves and node.op.name in _MANY:
+                    value = _any_zeros(rng, value)
                 found[node.id] = _moved(rng, value) if rng is not None and moves else value
                 if rng is not None and value.dtype.kind != "f" and not np.array_equal(value, self.values[node.id]):
                     self.jumps = True
