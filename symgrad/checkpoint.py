@@ -6,15 +6,14 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from symgrad.custom import capture, function_values, joined, split_like
+from symgrad.custom import closed, function_values, joined, split_like
 from symgrad.errors import GradientError
 from symgrad.grad import jvp, vjp
-from symgrad.graph import Graph, Node, Operand, Origin
-from symgrad.opdef import OPS
+from symgrad.graph import Operand
 from symgrad.operators import as_node, graph_of
-from symgrad.ops.build import apply
+from symgrad.ops.build import apply, placeholder
+from symgrad.ops.control import inline
 from symgrad.program import Program
-from symgrad.types import Type
 
 Made: TypeAlias = Callable[..., Any]
 
@@ -47,47 +46,35 @@ def checkpoint(f: Callable[..., Any]) -> Made:
         several = isinstance(returned, tuple | list)
         values = function_values("checkpoint", returned)
         value = joined(values) if several else values[0]
-        operands, inside = capture([value], xs, mark)
+        body, operands = closed(getattr(f, "__name__", "checkpoint"), [value], xs, (), mark)
         floating = tuple(k for k, operand in enumerate(operands) if operand.dtype.is_float)
         if not floating:
             raise GradientError("checkpoint: the function reads nothing that is floating, so it has no derivative")
-        program, modes = _rules(getattr(f, "__name__", "checkpoint"), value, operands, inside, floating)
+        program, modes = _rules(body, floating)
         made = apply("custom", value, *operands, program=program, count=len(operands), wrt=floating, modes=modes)
         return split_like(made, values) if several else made
 
     return function
 
 
-def _rules(
-    name: str, value: Node, operands: Sequence[Node], inside: Sequence[Node], floating: Sequence[int]
-) -> tuple[Program, str]:
+def _rules(body: Program, floating: Sequence[int]) -> tuple[Program, str]:
     """Cotangents and the tangent of a value as functions of operands, the value, its cotangent, and tangents.
 
-    And the modes there are rules for: "both", or "vjp" where there is no tangent.
+    And the modes there are rules for: "both", or "vjp" where there is no tangent. The value is the one output of a
+    program of the operands, whose graph the rules are built in.
 
     The reverse rule reads its operands behind fences: what it computes comes after the cotangent, and is not shared
     with the forward pass.
     """
-    graph = Graph()
-
-    def leaf(label: str, kind: Type) -> Node:
-        return graph.add(OPS["input"], (), (label, kind.shape, kind.dtype))
-
-    def copied(sources: Sequence[Node]) -> Node:
-        copy_of = {operand.id: source for operand, source in zip(operands, sources, strict=True)}
-        for node in inside:
-            with graph.derived_from(Origin(node.loc, node.scope)):
-                copy_of[node.id] = graph.add(node.op, tuple([copy_of[i.id] for i in node.inputs]), node.attrs)
-        return copy_of[value.id]
-
-    inputs = [leaf(f"input {k}", operand.type) for k, operand in enumerate(operands)]
-    output, cotangent = leaf("output", value.type), leaf("cotangent", value.type)
-    tangents = [leaf(f"tangent {k}", operands[k].type) for k in floating]
-    fenced = [graph.add(OPS["fence"], (i, cotangent), ()) for i in inputs]
-    reverse = vjp([copied(fenced)], [fenced[k] for k in floating], [cotangent])
+    graph, inputs, (value,) = body.graph, body.inputs, body.outputs
+    output, cotangent = placeholder(graph, "output", value.type), placeholder(graph, "cotangent", value.type)
+    tangents = [placeholder(graph, f"tangent {k}", inputs[k].type) for k in floating]
+    fenced = [apply("fence", i, cotangent) for i in inputs]
+    reverse = vjp(inline(graph, inputs, [value], fenced), [fenced[k] for k in floating], [cotangent])
+    given, name = (*inputs, output, cotangent), body.name
     try:
-        forward = jvp([copied(inputs)], [inputs[k] for k in floating], tangents)
+        forward = jvp([value], [inputs[k] for k in floating], tangents)
     except GradientError:
         # A rule inside that is not linear in its cotangent: whoever asks for the tangent of the whole is told so.
-        return Program(graph, (*inputs, output, cotangent), tuple(reverse), name=name), "vjp"
-    return Program(graph, (*inputs, output, cotangent, *tangents), (*reverse, *forward), name=name), "both"
+        return Program(graph, given, tuple(reverse), name=name), "vjp"
+    return Program(graph, (*given, *tangents), (*reverse, *forward), name=name), "both"

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias, cast, overload
 from symgrad.errors import GradientError
 from symgrad.functions import concat, maximum, minimum
 from symgrad.graph import NAMED, Graph, Node, Operand, Origin, describe
-from symgrad.opdef import OPS, Kind
+from symgrad.opdef import Kind
 from symgrad.operators import as_node, graph_of
-from symgrad.ops.build import apply, broadcast_to, reshape_to, slice_axis
+from symgrad.ops.build import apply, broadcast_to, placeholder, reshape_to, slice_axis
 from symgrad.ops.control import carriers
 from symgrad.program import Program
 from symgrad.types import Extent, Type, size_of
@@ -109,10 +109,10 @@ def _call(caller: str, f: Rule, arguments: Sequence[Operand], vjp: Rule | None, 
     # Several outputs are one vector, so that one rule sees all their cotangents.
     value = joined(values) if several else values[0]
     kind = value.type
-    output = _placeholder(graph, f"(output of {mark}: %{value.id})", kind)
-    cotangent = _placeholder(graph, f"(cotangent of {mark}: %{value.id})", kind)
+    output = placeholder(graph, f"(output of {mark}: %{value.id})", kind)
+    cotangent = placeholder(graph, f"(cotangent of {mark}: %{value.id})", kind)
     tangents = [
-        _placeholder(graph, f"(tangent of {mark}: input {k})", x.type) if x.dtype.is_float else None
+        placeholder(graph, f"(tangent of {mark}: input {k})", x.type) if x.dtype.is_float else None
         for k, x in enumerate(xs)
     ]
     moving = [t for t in tangents if t is not None]
@@ -138,7 +138,7 @@ def _call(caller: str, f: Rule, arguments: Sequence[Operand], vjp: Rule | None, 
             outputs.append(joined(whole) if several else whole[0])
     modes = "vjp" if jvp is None else "jvp" if vjp is None else "both"
     last = [output, cotangent, *(moving if modes != "vjp" else [])]
-    program, operands = _closed(getattr(f, "__name__", caller), outputs, xs, last, mark)
+    program, operands = closed(getattr(f, "__name__", caller), outputs, xs, last, mark)
     made = apply("custom", value, *operands, program=program, count=len(xs), wrt=wrt, modes=modes)
     return unpack(made)
 
@@ -190,11 +190,6 @@ def _check_closed(caller: str, values: Sequence[Node], xs: Sequence[Node]) -> No
         stack += carriers(node)
 
 
-def _placeholder(graph: Graph, name: str, kind: Type) -> Node:
-    # A source no function declares: nothing that is computed depends on it.
-    return graph.add(OPS["input"], (), (name, kind.shape, kind.dtype))
-
-
 def _zeros(graph: Graph, kind: Type) -> Node:
     return broadcast_to(graph.const(0, kind.dtype), kind.shape)
 
@@ -224,8 +219,8 @@ def _fitting(
     return found
 
 
-def capture(
-    outputs: Sequence[Node], xs: Sequence[Node], mark: int, bound: Sequence[Node] = ()
+def _capture(
+    outputs: Sequence[Node], xs: Sequence[Node], mark: int, bound: Sequence[Node]
 ) -> tuple[list[Node], list[Node]]:
     """What a function that began at node number `mark` reads: its arguments `xs` and captured nodes; and its inside.
 
@@ -248,21 +243,23 @@ def capture(
     return [*xs, *(captured[k] for k in sorted(captured))], [inside[k] for k in sorted(inside)]
 
 
-def _closed(
+def closed(
     name: str, outputs: Sequence[Node], xs: Sequence[Node], last: Sequence[Node], mark: int
 ) -> tuple[Program, list[Node]]:
-    """The outputs as a program in a graph of its own, a function of `xs`, of older nodes they read, and of `last`.
+    """The outputs as a program in a graph of its own, a function of operands and of `last`; and the operands.
 
-    A program can be copied and substituted into, where a Python function would hold on to the nodes it was read with.
+    Operands are `xs` and the older nodes that the outputs read; `last` are an output, its cotangent, and tangents, or
+    nothing. A program can be copied and substituted into, where a Python function would hold on to the nodes it was
+    read with.
     """
-    operands, inside = capture(outputs, xs, mark, last)
+    operands, inside = _capture(outputs, xs, mark, last)
     graph = Graph()
     copy_of: dict[int, Node] = {}
     inputs: list[Node] = []
-    labels = [f"input {k}" for k in range(len(operands))] + ["output", "cotangent"]
-    labels += [f"tangent {k}" for k in range(len(last) - 2)]
+    labels = ["output", "cotangent", *[f"tangent {k}" for k in range(len(last) - 2)]][: len(last)]
+    labels = [*[f"input {k}" for k in range(len(operands))], *labels]
     for label, node in zip(labels, (*operands, *last), strict=True):
-        inputs.append(_placeholder(graph, label, node.type))
+        inputs.append(placeholder(graph, label, node.type))
         copy_of[node.id] = inputs[-1]
     for node in inside:
         with graph.derived_from(Origin(node.loc, node.scope)):

@@ -11,7 +11,7 @@ import numpy as np
 from symgrad.errors import GradientError, GraphError
 from symgrad.graph import Graph, Node, Origin, ancestors, describe
 from symgrad.opdef import OPS, Kind, OpDef
-from symgrad.ops.build import uniform_value
+from symgrad.ops.build import placeholder, uniform_value
 from symgrad.ops.control import carriers, custom_jvp
 from symgrad.rules import full
 from symgrad.storage import Literal as Value
@@ -333,18 +333,17 @@ def _push_pointwise(caller: str, node: Node, tangents: Sequence[Node | None]) ->
 def _push_transposed(caller: str, node: Node, tangents: Sequence[Node | None]) -> Node | None:
     """The tangent by differentiating the reverse rule, which is linear in its cotangent."""
     graph = node.graph
-    # A source no function declares: it stands for the cotangent, and the result does not depend on its value.
-    placeholder = graph.add(OPS["input"], (), (f"(cotangent of %{node.id})", node.type.shape, node.type.dtype))
+    cotangent = placeholder(graph, f"(cotangent of %{node.id})", node.type)
     live = [t is not None for t in tangents]
-    pairs = zip(_pull(caller, node, placeholder, live), tangents, strict=True)
+    pairs = zip(_pull(caller, node, cotangent, live), tangents, strict=True)
     seeds = [(part, t) for part, t in pairs if part is not None and t is not None]
     if not seeds:
         return None
-    tangent = _reverse(caller, seeds, [placeholder], ())[0]
-    if tangent is None or placeholder not in ancestors([tangent]):
+    tangent = _reverse(caller, seeds, [cotangent], ())[0]
+    if tangent is None or cotangent not in ancestors([tangent]):
         return tangent
     ones = full(graph, node.type.shape, node.type.dtype, 1)
-    return graph.substitute([tangent], {placeholder: ones})[0]
+    return graph.substitute([tangent], {cotangent: ones})[0]
 
 
 def plus(a: Node | None, b: Node | None) -> Node | None:

@@ -13,12 +13,11 @@ from symgrad.diagonals import for_every_element
 from symgrad.errors import GradientError
 from symgrad.grad import check_graph, check_output, check_targets, grad, jvp, vjp
 from symgrad.graph import Node, ancestors, describe
-from symgrad.ops.build import permute_to, reshape_to
+from symgrad.ops.build import permute_to, placeholder, reshape_to
 from symgrad.program import operations
 from symgrad.rules import full
 from symgrad.sparse import Mode, SparseMatrix, sparse_hessian, sparse_jacobian
 from symgrad.types import Dim, Extent, Joint, Quotient, Shape, size_of
-from symgrad.vectorize import placeholder
 
 ASSUMED_EXTENT = 100
 """What a symbolic extent counts as where the operations of two derivatives are compared."""

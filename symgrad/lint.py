@@ -10,6 +10,7 @@ from symgrad.functions import sum as sum_of
 from symgrad.grad import check_graph, check_targets, grad, plus
 from symgrad.graph import Graph, Node, Origin, ancestors, describe
 from symgrad.opdef import OPS
+from symgrad.ops.build import placeholder
 from symgrad.ops.control import carriers
 
 _ORDERS = 3
@@ -131,7 +132,7 @@ class _Edges:
             return floating
         name = f"(cotangent of %{made.id})"
         try:
-            parts = node.op.vjp(made, copy.add(OPS["input"], (), (name, made.shape, made.dtype)))
+            parts = node.op.vjp(made, placeholder(copy, name, made.type))
         except GradientError as error:
             self.blocked[node.id] = Finding(describe(node), str(error))
             return floating
@@ -212,7 +213,7 @@ def _tried(graph: Graph, roots: Sequence[Node], targets: Sequence[Node]) -> tupl
         counts.append(len(ancestors([g for g, _ in slopes])))
         total = None
         for k, (slope, target) in enumerate(slopes):
-            along = graph.add(OPS["input"], (), (f"(vector {order}.{k})", target.shape, target.dtype))
+            along = placeholder(graph, f"(vector {order}.{k})", target.type)
             total = plus(total, _in(sum_of(slope * along), slopes[0][0]))
     return _ORDERS, None, tuple(counts)
 

@@ -11,11 +11,11 @@ import numpy as np
 from symgrad.coloring import color_columns, color_symmetric
 from symgrad.grad import building, grad, jvp, vjp
 from symgrad.graph import Graph, Node, ancestors
-from symgrad.ops.build import apply, broadcast_to, filled, reshape_to, source
+from symgrad.ops.build import apply, broadcast_to, filled, placeholder, reshape_to, source
 from symgrad.rules import full
 from symgrad.sparsity import check_static, dependence, distinct, transposed
 from symgrad.types import int32, static_size
-from symgrad.vectorize import batched, placeholder
+from symgrad.vectorize import batched
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -16,12 +16,13 @@ import numpy as np
 from symgrad.errors import GraphError, ShapeError
 from symgrad.grad import building
 from symgrad.graph import Graph, Node, Origin, ancestors, describe
-from symgrad.opdef import OPS, Kind, OpDef
+from symgrad.opdef import Kind, OpDef
 from symgrad.ops.build import (
     apply,
     broadcast_to,
     inverse_order,
     permute_to,
+    placeholder,
     reshape_to,
     source,
 )
@@ -73,11 +74,6 @@ def vmap(
         return restore(placed)
 
     return mapped
-
-
-def placeholder(graph: Graph, name: str, kind: Type) -> Node:
-    """A source that no function declares: it stands for a value until what depends on it is rebuilt."""
-    return graph.add(OPS["input"], (), (name, kind.shape, kind.dtype))
 
 
 def batched(

@@ -11,7 +11,7 @@ import numpy as np
 from symgrad.graph import Graph, Node
 from symgrad.opdef import OPS
 from symgrad.storage import Literal
-from symgrad.types import DType, Extent, Shape
+from symgrad.types import DType, Extent, Shape, Type
 
 if TYPE_CHECKING:
     from symgrad.types import Array
@@ -29,6 +29,11 @@ def source(graph: Graph, name: str, **attrs: Any) -> Node:
     """An operator without inputs."""
     op = OPS[name]
     return graph.add(op, (), tuple([attrs[a] for a in op.attrs]))
+
+
+def placeholder(graph: Graph, name: str, kind: Type) -> Node:
+    """A source that no function declares: it stands for a value until what depends on it is rebuilt."""
+    return graph.add(OPS["input"], (), (name, kind.shape, kind.dtype))
 
 
 def scalar_literal(dtype: DType, value: float) -> Literal:

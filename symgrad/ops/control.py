@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from symgrad.errors import GradientError, GraphError, ShapeError
 from symgrad.graph import STATEFUL, Graph, Node, Origin, ancestors, describe
-from symgrad.opdef import OPS, Kind, defop
-from symgrad.ops.build import apply, constant_like
+from symgrad.opdef import Kind, defop
+from symgrad.ops.build import apply, constant_like, placeholder
 from symgrad.ops.references import same_values
 from symgrad.program import Program
 from symgrad.types import Type
@@ -66,7 +66,7 @@ def _call_vjp(n: Node, g: Node) -> Cotangents:
 
     # Differentiated where the inputs are independent, then copied: the operands of the call may depend on each other.
     program: Program = n.attrs[0]
-    inner = program.graph.add(OPS["input"], (), (f"cotangent of {program.name}", g.shape, g.dtype))
+    inner = placeholder(program.graph, f"cotangent of {program.name}", g.type)
     wrt = [i for i in program.inputs if i.dtype.is_float]
     gradients = grad(program.outputs[0], wrt, cotangent=inner, disconnected="zero")
     copies = inline(n.graph, (*program.inputs, inner), gradients, (*n.inputs, g))
@@ -160,7 +160,7 @@ def custom_jvp(n: Node, tangents: Sequence[Node | None]) -> Node | None:
         return found[0] if found else None
     # Linear in the cotangent: differentiated with respect to it, it is its own transpose.
     graph = program.graph
-    seeds = [graph.add(OPS["input"], (), (f"tangent {k}", operands[k].shape, operands[k].dtype)) for k in wrt]
+    seeds = [placeholder(graph, f"tangent {k}", operands[k].type) for k in wrt]
     outputs = vjp(program.outputs, [cotangent], seeds)
     _check_linear(n, outputs, [cotangent], "vjp", "cotangent")
     return inline(n.graph, (*inner, *seeds), outputs, (*outer, *(moves[k] for k in wrt)), n.graph.origin)[0]
