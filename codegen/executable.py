@@ -16,7 +16,7 @@ import numpy as np
 from codegen import threads
 from codegen.driver import BARRIER, GUARD
 from codegen.plan import MemoryPlan, Work
-from codegen.profile import Profile
+from codegen.profile import Profile, kernel_table
 from symgrad.graph import Node
 from symgrad.program import Program
 from symgrad.storage import aligned_copy
@@ -176,20 +176,15 @@ class Executable:
         """A line per kernel (| where workers meet before it), then the totals; with times when they are measured."""
         works = [one.work for one in self.launches]
         used = self.workers if self.parallel else 1
-        timed = self.profile is not None and self.profile.calls > 0
-        columns = self.profile.columns([(w.flops, w.bytes) for w in works], used) if timed and self.profile else []
-        head, *rest = columns or [""] * (len(works) + 1)
-        lines = [f"      operations         bytes  {head}kernel"]
-        for one, column in zip(self.launches, rest, strict=True):
-            meet = "|" if one.barrier else " "
-            lines.append(f"  {meet} {one.work.flops:>13,} {one.work.bytes:>13,}  {column}{one.work.label}")
+        timed = self.profile if self.profile is not None and self.profile.calls else None
+        lines = kernel_table(works, [one.barrier for one in self.launches], timed, used)
         total = f"{len(works)} kernels, {len({one.address for one in self.launches})} distinct"
         lines.append(
             f"  {total}; {sum(w.flops for w in works):,} operations; {sum(w.bytes for w in works):,} bytes touched; "
             f"arena {self.memory.bytes:,} bytes; {used} worker{'s' if used > 1 else ''}"
         )
-        if timed and self.profile:
-            lines.append(f"  {self.profile.summary(used)}")
+        if timed is not None:
+            lines.append(f"  {timed.summary(used)}")
         return "\n".join(lines)
 
 

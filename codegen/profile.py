@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from codegen.peaks import machine_peaks
+from codegen.plan import Work
 
 # Calls whose times are kept: the latest ones.
 KEPT = 1000
@@ -33,8 +34,8 @@ class Profile:
         medians = [statistics.median(call[k] for call in self.times) for k in range(self.kernels)]
         return [max(0.0, m - self.idle) / 1e9 for m in medians]
 
-    def columns(self, work: Sequence[tuple[int, int]], workers: int) -> list[str]:
-        """A heading and a piece of text for each kernel of so many operations and bytes.
+    def columns(self, works: Sequence[Work], workers: int) -> list[str]:
+        """A heading and a piece of text for each kernel.
 
         Time, share of the whole, billions of operations per second with their share of the peak in float32, and
         billions of bytes with their share of the speed of a copy. Bytes that come from a cache can exceed it.
@@ -43,8 +44,8 @@ class Profile:
         times = self.medians()
         whole = sum(times) or 1.0
         lines = ["       time  share   GFLOP/s        GB/s        "]
-        for seconds, (operations, touched) in zip(times, work, strict=True):
-            rate, speed = (amount / seconds if seconds else 0.0 for amount in (operations, touched))
+        for seconds, work in zip(times, works, strict=True):
+            rate, speed = (amount / seconds if seconds else 0.0 for amount in (work.flops, work.bytes))
             lines.append(
                 f"{seconds * 1e6:8.1f} us {seconds / whole:5.0%} {rate / 1e9:8.1f} {rate / peaks.flops:5.0%} "
                 f"{speed / 1e9:7.1f} {speed / peaks.bytes:5.0%}  "
@@ -58,3 +59,12 @@ class Profile:
             f"{sum(self.medians()) * 1e6:,.1f} us in kernels, medians of {len(self.times)} of {self.calls} calls; "
             f"peaks: {peaks.flops / 1e9:,.0f} GFLOP/s in float32, a copy at {peaks.bytes / 1e9:,.1f} GB/s"
         )
+
+
+def kernel_table(works: Sequence[Work], meets: Sequence[bool], profile: Profile | None, workers: int) -> list[str]:
+    """A heading and a line per kernel, | where workers meet before it, with times when there is a profile of them."""
+    head, *rest = [""] * (1 + len(works)) if profile is None else profile.columns(works, workers)
+    lines = [f"      operations         bytes  {head}kernel"]
+    for work, meet, column in zip(works, meets, rest, strict=True):
+        lines.append(f"  {'|' if meet else ' '} {work.flops:>13,} {work.bytes:>13,}  {column}{work.label}")
+    return lines
