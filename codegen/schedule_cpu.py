@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from codegen.group import Anchor
 from codegen.loop import Bind, Body, For, Kernel, Load, Loop, Stmt, Store, loops_of
-from codegen.schedule_contract import lane_bytes, parallel_position, schedule_contract, shared
+from codegen.schedule_contract import lane_bytes, schedule_contract, shared
 from codegen.steps import Distribute, Fuse, Parallel, Split, Step, Unroll, Vectorize, apply, can_fuse
 from codegen.target import Target
 
@@ -115,21 +115,14 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     best = _vector_loop(loops, lanes)
     extents = {f.loop.name: f.loop.extent for f in loops}
     lanes = _narrowed(lanes, extents[best])
-    steps: list[Step] = []
     # The vector loop goes innermost.
     order = [f.loop.name for f in loops]
     position = order.index(best)
-    steps += [Distribute(best)] * (len(order) - 1 - position)
-    order = [*order[:position], *order[position + 1 :], best]
-    steps.append(Split(best, lanes))
-    outer = [*order[:-1], f"{best}.0"]
-    sizes = [*(extents[n] for n in order[:-1]), -(-extents[best] // lanes)]
-    first = parallel_position(sizes)
-    for name in reversed(outer[:first]):
-        steps.append(Distribute(name))
-    steps.append(Vectorize(f"{best}.1", lanes))
-    steps.append(Parallel(outer[first]))
-    return tuple(steps)
+    inward = [Distribute(best)] * (len(order) - 1 - position)
+    rest = [*order[:position], *order[position + 1 :]]
+    sizes = [*(extents[n] for n in rest), -(-extents[best] // lanes)]
+    outer = shared([*rest, f"{best}.0"], sizes)
+    return (*inward, Split(best, lanes), *outer, Vectorize(f"{best}.1", lanes))
 
 
 def _narrowed(lanes: int, extent: int) -> int:
@@ -255,13 +248,11 @@ def _scatter_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
             names, sizes, inner = [f"{last}.0"], [-(-sizes[0] // block)], f"{last}.1"
         else:
             names, sizes = names[:-1], sizes[:-1]
-    first = parallel_position(sizes)
-    steps += [Distribute(name) for name in reversed(names[:first])]
+    steps += shared(names, sizes)
     if inner is not None:
         depth = max(_depth(loops[-1].body), 1)
         steps += [Split(inner, lanes), Vectorize(f"{inner}.1", lanes)]
         steps += [Distribute(f"{inner}.1")] * depth + [Distribute(f"{inner}.0")] * depth
-    steps.append(Parallel(names[first]))
     return tuple(steps)
 
 
