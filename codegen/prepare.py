@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 from codegen.fold import cut_axis, cut_fold, fold_node, is_products
 from symgrad.graph import Graph, Node, Origin
@@ -24,6 +26,8 @@ BLOCK = 1 << 17
 _PAIRWISE = {
     "sum": "add", "prod": "multiply", "max": "maximum", "min": "minimum", "any": "logical_or", "all": "logical_and",
 }  # fmt: skip
+# Makes a node in another form: of a graph, the node and its inputs in that graph.
+Form: TypeAlias = Callable[..., Node]
 # Elements of a window that are combined one by one, with neighboring windows in the lanes.
 TAPS = 16
 
@@ -35,7 +39,7 @@ def prepare(program: Program) -> Program:
     Programs that need nothing of this come back as they are.
     """
     windows = _window_ranks(program)
-    if not any(_needs(node, windows) for node in program.nodes):
+    if not any(node.op.name == "fold" or _form(node, windows) for node in program.nodes):
         return program
     graph = Graph(rules={}, seed=program.graph.seed)
     copy_of: dict[int, Node] = {}
@@ -47,11 +51,9 @@ def prepare(program: Program) -> Program:
         graph.origin = Origin(node.loc, node.scope, None, node.order)
         if node.id in cuts or node.op.name == "fold":
             made = cut_fold(graph, node, copy_of) if node.id in cuts else fold_node(graph, node, copy_of)
-            copy_of[node.id] = _make(graph, made, made.inputs) if made.op.kind is Kind.CONTRACT else made
-        elif _is_over_windows(node, windows):
-            copy_of[node.id] = _tap_by_tap(graph, node, copy_of[node.inputs[0].id])
+            copy_of[node.id] = _made(graph, made, windows, made.inputs) if made.op.kind is Kind.CONTRACT else made
         else:
-            copy_of[node.id] = _make(graph, node, tuple(copy_of[i.id] for i in node.inputs))
+            copy_of[node.id] = _made(graph, node, windows, tuple(copy_of[i.id] for i in node.inputs))
         if node.name is not None:
             graph.adopt(node.name, copy_of[node.id], program.graph.storage.get(node.name))
     graph.origin = None
@@ -96,12 +98,25 @@ def _is_plain_cut(node: Node) -> bool:
     return size_of(node.shape) != 0 and set(node.attrs[2][node.ndim - rank :]) == {1}
 
 
-def _needs(node: Node, windows: Mapping[int, int]) -> bool:
-    if node.op.kind is Kind.REDUCE:
-        return node.op.name in ("sum_to", "fold") or (
-            node.op.name in _PAIRWISE and (_is_long(node) or _is_over_windows(node, windows))
-        )
-    return node.op.kind is Kind.CONTRACT and (_is_row_product(node) or _blocks(node) > 1)
+def _made(graph: Graph, node: Node, windows: Mapping[int, int], inputs: tuple[Node, ...]) -> Node:
+    form = _form(node, windows)
+    return graph.add(node.op, inputs, node.attrs) if form is None else form(graph, node, *inputs)
+
+
+def _form(node: Node, windows: Mapping[int, int]) -> Form | None:
+    """How a node is computed in another form, given the `_window_ranks`; None for one that stays as it is."""
+    if node.op.kind is Kind.CONTRACT:
+        if _is_row_product(node):
+            return _product_and_sum
+        blocks = _blocks(node)
+        return functools.partial(_in_blocks, blocks=blocks) if blocks > 1 else None
+    if node.op.name == "sum_to":
+        return _sum_to
+    if node.op.name not in _PAIRWISE:
+        return None
+    if _is_over_windows(node, windows):
+        return _tap_by_tap
+    return _two_stages if _is_long(node) else None
 
 
 def _is_long(node: Node) -> bool:
@@ -113,18 +128,6 @@ def _is_long(node: Node) -> bool:
         and 0 < results < FEW_RESULTS
         and (elements // results >= LONG)
     )
-
-
-def _make(graph: Graph, node: Node, inputs: tuple[Node, ...]) -> Node:
-    if node.op.kind is Kind.REDUCE and node.op.name in _PAIRWISE and _is_long(node):
-        return _two_stages(graph, node, inputs[0])
-    if node.op.kind is Kind.CONTRACT and _is_row_product(node):
-        return _product_and_sum(graph, node, inputs)
-    if node.op.kind is Kind.CONTRACT and (blocks := _blocks(node)) > 1:
-        return _in_blocks(graph, node, inputs, blocks)
-    if node.op.name == "sum_to":
-        return _sum_to(graph, node, inputs[0])
-    return graph.add(node.op, inputs, node.attrs)
 
 
 def _window_ranks(program: Program) -> dict[int, int]:
@@ -143,8 +146,6 @@ def _window_ranks(program: Program) -> dict[int, int]:
 
 def _is_over_windows(node: Node, windows: Mapping[int, int]) -> bool:
     """Whether a reduction runs over the places in small windows, given the `_window_ranks`."""
-    if node.op.name not in _PAIRWISE or node.op.kind is not Kind.REDUCE:
-        return False
     source = node.inputs[0]
     axes: tuple[int, ...] = node.attrs[0]
     shape = static_shape(source.shape)
@@ -275,7 +276,7 @@ def _base(node: Node) -> Node:
     return node
 
 
-def _in_blocks(graph: Graph, node: Node, inputs: tuple[Node, ...], blocks: int) -> Node:
+def _in_blocks(graph: Graph, node: Node, *inputs: Node, blocks: int) -> Node:
     """Partial sums over blocks of the first label, and their sum."""
     left, right, out = (str(labels) for labels in node.attrs)
     cut = next(label for label in left if label not in out)
@@ -289,7 +290,7 @@ def _in_blocks(graph: Graph, node: Node, inputs: tuple[Node, ...], blocks: int) 
     return graph.add(OPS["sum"], (graph.add(node.op, tuple(parts), attrs),), ((0,),))
 
 
-def _product_and_sum(graph: Graph, node: Node, inputs: tuple[Node, ...]) -> Node:
+def _product_and_sum(graph: Graph, node: Node, *inputs: Node) -> Node:
     left, right, out = node.attrs
     summed = "".join(label for label in left if label not in out)
     labels = out + summed
