@@ -20,7 +20,8 @@ from codegen.loop import Body, Buffer, For, Kernel, Let, Load, Loop, Space, Stmt
 from codegen.loop_print import kernel_text
 from codegen.loop_verify import verify as verify_kernel
 from codegen.lower import lower
-from codegen.plan import MemoryPlan, Place, Work, check, order, plan
+from codegen.plan import MemoryPlan, Place, Work, check, plan
+from codegen.precedence import Precedence, order
 from codegen.prepare import prepare
 from codegen.schedule_cpu import schedule
 from codegen.steps import Step
@@ -208,13 +209,11 @@ def _place(program: Program, works: list[Work], target: Target) -> tuple[list[Wo
         else:
             fixed[name] = Place(slot, 0, _bytes(node))
     homes: dict[str, str] = {}
+    works, precedence = list(works), Precedence(works)
     for state, new in program.updates:
-        if new is state or _bytes(state) == 0:
-            continue
-        works, added = _place_update(works, state, new, fixed, homes, target)
-        copies += added
-    works = [*works, *copies]
-    ordered = order(works, lambda v: homes.get(v, v))
+        if new is not state and _bytes(state):
+            copies += _place_update(works, precedence, state, new, fixed, homes, target)
+    ordered = order([*works, *copies], homes)
     if ordered is None:
         raise CompileError("the updates of the program wait for each other")
     sizes = {
@@ -228,33 +227,32 @@ def _place(program: Program, works: list[Work], target: Target) -> tuple[list[Wo
 
 def _place_update(
     works: list[Work],
+    precedence: Precedence,
     state: Node,
     new: Node,
     fixed: dict[str, Place],
     homes: dict[str, str],
     target: Target,
-) -> tuple[list[Work], list[Work]]:
-    """Let a new value be written over the old one, or copy it there after every reader of the old one."""
+) -> list[Work]:
+    """Let a new value be written over the old one, or return copies to it after every reader of the old one."""
     name, old = value_name(new), value_name(state)
     place = Place(value_name(state), 0, _bytes(state))
     if not is_leaf(new) and name not in fixed:
-        writer = next(w for w in works if name in w.writes)
-        trial = {**homes, name: old}
+        writer = works[k := precedence.writer[name]]
         # What can report a failure must not have overwritten anything by then.
-        possible = not writer.checks and _same_element(writer, name, old)
-        possible = possible and order(works, lambda v: trial.get(v, v)) is not None
-        if possible:
+        if not writer.checks and _same_element(writer, name, old) and precedence.take_over(name, old):
             homes[name] = old
             fixed[name] = place
-            return [_without_copy(w, name, old) if w is writer else w for w in works], []
+            works[k] = _without_copy(writer, name, old)
+            return []
     # The last copy writes a value of its own that lives where the state lives.
     target_name = f"new {old}"
     fixed[target_name] = place
     homes[target_name] = old
     if new.op.name in STATEFUL:
         between = f"old {value_name(new)} for {old}"
-        return works, [_copy(new, name, between, target), _copy(new, between, target_name, target)]
-    return works, [_copy(new, name, target_name, target)]
+        return [_copy(new, name, between, target), _copy(new, between, target_name, target)]
+    return [_copy(new, name, target_name, target)]
 
 
 def _same_element(work: Work, new: str, old: str) -> bool:

@@ -1,8 +1,8 @@
-"""Order of kernels, places of values in memory, and where workers must meet."""
+"""Places of values in memory, and where workers must meet."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from codegen.loop import Kernel
@@ -59,35 +59,6 @@ class MemoryPlan:
     bytes: int
     places: Mapping[str, Place]
     barriers: tuple[bool, ...]
-
-
-def order(works: Sequence[Work], home: Callable[[str], str]) -> list[Work] | None:
-    """The works so that values are written before they are read, and a slot is overwritten after its last reader.
-
-    `home` gives the value whose memory a value takes over (itself for most). Nothing is taken over before every work
-    that can report a failure has run. None when no such order exists.
-    """
-    checking = {k for k, w in enumerate(works) if w.checks}
-    writer = {v: k for k, w in enumerate(works) for v in w.writes}
-    before: list[set[int]] = [set() for _ in works]
-    for k, work in enumerate(works):
-        before[k] |= {writer[v] for v in work.reads if v in writer and writer[v] != k}
-        for value in work.writes:
-            target = home(value)
-            if target != value:
-                before[k] |= checking - {k}
-                before[k] |= {j for j, other in enumerate(works) if j != k and target in other.reads}
-    done: set[int] = set()
-    out: list[Work] = []
-    pending = list(range(len(works)))
-    while pending:
-        ready = next((k for k in pending if before[k] <= done), None)
-        if ready is None:
-            return None
-        pending.remove(ready)
-        done.add(ready)
-        out.append(works[ready])
-    return out
 
 
 def plan(works: Sequence[Work], sizes: Mapping[str, int], fixed: Mapping[str, Place]) -> MemoryPlan:

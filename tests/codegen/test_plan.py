@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import networkx as nx
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.loop import Buffer, Kernel, Space
-from codegen.plan import ALIGNMENT, MemoryPlan, Place, Work, check, order, plan
+from codegen.plan import ALIGNMENT, MemoryPlan, Place, Work, check, plan
+from codegen.precedence import Precedence, order
 from symgrad.types import uint8
 
 
@@ -142,14 +145,14 @@ def test_partly_overlapping_values_of_one_work_are_caught() -> None:
 
 
 def test_order_puts_writers_before_readers() -> None:
-    found = order(CHAIN[::-1], lambda v: v)
+    found = order(CHAIN[::-1], {})
     assert found is not None
     assert [w.label for w in found] == ["first", "second", "third"]
 
 
 def test_order_keeps_old_values_until_they_are_read() -> None:
     works = [work("update", {"g": 8}, {"new": 8}), work("reader", {"old": 8}, {"y": 8})]
-    found = order(works, lambda v: "old" if v == "new" else v)
+    found = order(works, {"new": "old"})
     assert found is not None
     assert [w.label for w in found] == ["reader", "update"]
 
@@ -157,4 +160,28 @@ def test_order_keeps_old_values_until_they_are_read() -> None:
 def test_order_sees_updates_that_wait_for_each_other() -> None:
     works = [work("left", {"a": 8}, {"new b": 8}), work("right", {"b": 8}, {"new a": 8})]
     homes = {"new a": "a", "new b": "b"}
-    assert order(works, lambda v: homes.get(v, v)) is None
+    assert order(works, homes) is None
+
+
+def test_order_agrees_with_a_search_of_the_whole_graph() -> None:
+    """Values take over memory of others one after another, each allowed exactly when an order is left."""
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        works: list[Work] = []
+        for k in range(12):
+            reads = {f"v{j}" if j < k else f"p{j - k}": 8 for j in rng.integers(0, k + 6, 3).tolist()}
+            works.append(replace(work(f"w{k}", reads, {f"v{k}": 8}), checks=bool(rng.random() < 0.1)))
+        graph = nx.DiGraph()
+        graph.add_nodes_from(range(12))
+        graph.add_edges_from((int(v[1:]), k) for k, w in enumerate(works) for v in w.reads if v[0] == "v")
+        precedence = Precedence(works)
+        for k, target in zip(rng.permutation(12).tolist(), rng.integers(0, 8, 12).tolist(), strict=True):
+            trial = graph.copy()
+            trial.add_edges_from((j, k) for j, w in enumerate(works) if j != k and f"p{target}" in w.reads)
+            trial.add_edges_from((j, k) for j, w in enumerate(works) if j != k and w.checks)
+            possible = nx.is_directed_acyclic_graph(trial)
+            assert precedence.take_over(f"v{k}", f"p{target}") == possible
+            graph = trial if possible else graph
+            assert precedence.ordered() == list(nx.lexicographical_topological_sort(graph))
+            stands = {one: place for place, one in enumerate(precedence.ordered())}
+            assert all(stands[a] < stands[b] for a, b in graph.edges)
