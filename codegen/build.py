@@ -6,32 +6,31 @@ import hashlib
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from codegen import jit
-from codegen.access import NotAffineError, is_leaf
-from codegen.affine import variable
+from codegen.access import NotAffineError
 from codegen.cache import ObjectCache, object_key
 from codegen.costs import estimated_ns, operations
 from codegen.emit import emit, module_text
 from codegen.executable import Executable, Launchable, value_name
-from codegen.group import Anchor, Group, group
-from codegen.loop import Body, Buffer, For, Kernel, Let, Load, Loop, Space, Stmt, Store, loops_of
+from codegen.group import Group, group
+from codegen.loop import Kernel, Let, loops_of
 from codegen.loop_print import kernel_text
 from codegen.loop_verify import verify as verify_kernel
 from codegen.lower import lower
-from codegen.plan import MemoryPlan, Place, Work, check, plan
-from codegen.precedence import Precedence, order
+from codegen.place import place
+from codegen.plan import Work, check
 from codegen.prepare import prepare
 from codegen.schedule_cpu import schedule
 from codegen.steps import Step
 from codegen.target import Target
 from codegen.writer import scratch_layout
 from symgrad.errors import CompileError
-from symgrad.graph import STATEFUL, Node
+from symgrad.graph import Node
 from symgrad.opdef import Kind
 from symgrad.program import Program
-from symgrad.types import DType, size_of
+from symgrad.types import size_of
 
 Report = Callable[[str, str], None]
 
@@ -79,7 +78,7 @@ def build(
     program = prepare(program)
     works = _works(program, target, tell)
     clock.lap("lower", f"{len(works)} kernels")
-    works, memory, standing = _place(program, works, target)
+    works, memory, standing = place(program, works, target)
     if verify:
         check(works, memory, standing)
         for work in works:
@@ -180,134 +179,6 @@ def _checks(kernel: Kernel) -> bool:
     """Whether a kernel evaluates an index check."""
     bodies = [kernel.body, *(loop.body for loop in loops_of(kernel.body))]
     return any(isinstance(s, Let) and s.op == "check_index" for body in bodies for s in body)
-
-
-def copy_kernel(dtype: DType, size: int, target: Target) -> Kernel:
-    """A kernel that copies a flat array."""
-    body = (Load("v1", "p0", variable("d0"), dtype), Store("p1", variable("d0"), "v1"))
-    params = (Buffer("p0", dtype, size, Space.GLOBAL), Buffer("p1", dtype, size, Space.GLOBAL, written=True))
-    kernel = Kernel(params, (), (For(Loop("d0", size), body),))
-    return schedule(kernel, Anchor.MAP, target)[0].kernel
-
-
-def _place(program: Program, works: list[Work], target: Target) -> tuple[list[Work], MemoryPlan, list[str]]:
-    """Give values their homes: outputs and states in place where nothing is lost by it, else through a copy."""
-    fixed: dict[str, Place] = {}
-    standing: list[str] = []
-    for node in (*program.inputs, *program.states, *(n for n in program.nodes if n.op.name == "const" and n.ndim)):
-        name = value_name(node)
-        fixed[name] = Place(value_name(node), 0, _bytes(node))
-        standing.append(name)
-    copies: list[Work] = []
-    for position, node in enumerate(program.outputs):
-        name, slot = value_name(node), f"output:{position}"
-        if _bytes(node) == 0:
-            continue
-        if is_leaf(node) or name in fixed:
-            fixed[slot] = Place(slot, 0, _bytes(node))
-            copies.append(_copy(node, name, slot, target))
-        else:
-            fixed[name] = Place(slot, 0, _bytes(node))
-    homes: dict[str, str] = {}
-    works, precedence = list(works), Precedence(works)
-    for state, new in program.updates:
-        if new is not state and _bytes(state):
-            copies += _place_update(works, precedence, state, new, fixed, homes, target)
-    ordered = order([*works, *copies], homes)
-    if ordered is None:
-        raise CompileError("the updates of the program wait for each other")
-    sizes = {
-        value: buffer.size * buffer.dtype.itemsize
-        for work in ordered
-        for value, buffer in zip(work.values, work.kernel.params, strict=True)
-        if value not in fixed
-    }
-    return ordered, plan(ordered, sizes, fixed), standing
-
-
-def _place_update(
-    works: list[Work],
-    precedence: Precedence,
-    state: Node,
-    new: Node,
-    fixed: dict[str, Place],
-    homes: dict[str, str],
-    target: Target,
-) -> list[Work]:
-    """Let a new value be written over the old one, or return copies to it after every reader of the old one."""
-    name, old = value_name(new), value_name(state)
-    place = Place(value_name(state), 0, _bytes(state))
-    if not is_leaf(new) and name not in fixed:
-        writer = works[k := precedence.writer[name]]
-        # What can report a failure must not have overwritten anything by then.
-        if not writer.checks and _same_element(writer, name, old) and precedence.take_over(name, old):
-            homes[name] = old
-            fixed[name] = place
-            works[k] = _without_copy(writer, name, old)
-            return []
-    # The last copy writes a value of its own that lives where the state lives.
-    target_name = f"new {old}"
-    fixed[target_name] = place
-    homes[target_name] = old
-    if new.op.name in STATEFUL:
-        between = f"old {value_name(new)} for {old}"
-        return [_copy(new, name, between, target), _copy(new, between, target_name, target)]
-    return [_copy(new, name, target_name, target)]
-
-
-def _same_element(work: Work, new: str, old: str) -> bool:
-    """Whether a kernel reads the old value only at the element it then writes of the new one."""
-    buffers = {v: b.name for v, b in zip(work.values, work.kernel.params, strict=True)}
-    if old not in buffers:
-        return True
-    loads: set[object] = set()
-    stores: set[object] = set()
-    for loop in loops_of(work.kernel.body):
-        for stmt in loop.body:
-            if isinstance(stmt, Load) and stmt.buffer == buffers[old]:
-                if (loop.loop, stmt.index) in stores:
-                    return False  # the new value would be read for the old one
-                loads.add((loop.loop, stmt.index))
-            elif isinstance(stmt, Store) and stmt.buffer == buffers[new]:
-                stores.add((loop.loop, stmt.index))
-    return loads <= stores
-
-
-def _without_copy(work: Work, new: str, old: str) -> Work:
-    """The work without loops that only copy the old value to where it stands already."""
-    buffers = {v: b.name for v, b in zip(work.values, work.kernel.params, strict=True)}
-    if old not in buffers:
-        return work
-    kernel = replace(work.kernel, body=_useful(work.kernel.body, buffers[old], buffers[new]))
-    left = (s for loop in loops_of(kernel.body) for s in loop.body)
-    if kernel.body == work.kernel.body or not any(isinstance(s, Store) and s.buffer == buffers[new] for s in left):
-        return work
-    return replace(work, kernel=kernel, ns=estimated_ns(kernel.body))
-
-
-def _useful(body: Body, source: str, destination: str) -> Body:
-    """A body without the nests whose one statement copies from the source to the same place of the destination."""
-    out: list[Stmt] = []
-    for stmt in body:
-        match stmt:
-            case For(_, (Load(name, buffer, at), Store(into, to, value))):
-                if (buffer, into, value, to) != (source, destination, name, at):
-                    out.append(stmt)
-            case For(loop, inner):
-                rest = _useful(inner, source, destination)
-                out += [For(loop, rest)] if rest else []
-            case _:
-                out.append(stmt)
-    return tuple(out)
-
-
-def _copy(node: Node, source: str, destination: str, target: Target) -> Work:
-    size = _bytes(node) // node.dtype.itemsize
-    return Work(copy_kernel(node.dtype, size, target), (source, destination), f"copy {source} to {destination}")
-
-
-def _bytes(node: Node) -> int:
-    return int(size_of(node.shape)) * node.dtype.itemsize  # pyright: ignore[reportArgumentType] static here
 
 
 def _compile(

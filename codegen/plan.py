@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from codegen.loop import Kernel
 
@@ -61,38 +64,87 @@ class MemoryPlan:
     barriers: tuple[bool, ...]
 
 
-def plan(works: Sequence[Work], sizes: Mapping[str, int], fixed: Mapping[str, Place]) -> MemoryPlan:
+def plan(
+    works: Sequence[Work],
+    sizes: Mapping[str, int],
+    fixed: Mapping[str, Place],
+    over: Mapping[str, str] | None = None,
+) -> MemoryPlan:
     """Give every value without a fixed place one in the arena, reusing the memory of values nobody needs any more.
 
-    `sizes` are the bytes of the values to place. Larger values are placed first, each at the lowest offset where
-    nothing lives at the same time.
+    `sizes` are the bytes of the values to place. `over` gives for values the one of equal size that they are written
+    over, which nobody reads after; such values have one place, that of the one of them that is fixed if there is one.
+    Values are placed at the lowest offset where nothing lives at the same time: the larger, the longer alive or the
+    earlier ones first, whichever takes the fewest bytes.
     """
+    block: dict[str, str] = {}
+    for work in works:
+        for value in work.values:
+            if value not in block:
+                old = (over or {}).get(value)
+                block[value] = value if old is None else block[old]
+    pinned = {block[value]: fixed[value] for value in over or {} if value in fixed}
     life: dict[str, tuple[int, int]] = {}
     for k, work in enumerate(works):
         for value in work.values:
-            if value in sizes:
-                first, _ = life.get(value, (k, k))
-                life[value] = (first, k)
-    places = dict(fixed)
-    placed: list[tuple[str, Place]] = []
-    total = 0
-    for value in sorted(life, key=lambda v: (-sizes[v], life[v])):
-        taken = sorted((p.offset, p.offset + p.size) for other, p in placed if _meet(life[other], life[value]))
-        offset, size = 0, -(-sizes[value] // ALIGNMENT) * ALIGNMENT
-        for start, stop in taken:
-            if offset + size <= start:
-                break
-            offset = max(offset, stop)
-        place = Place("arena", offset, size)
-        placed.append((value, place))
-        places[value] = place
-        total = max(total, offset + size)
-    barriers = _barriers(works, places)
-    return MemoryPlan(total, places, barriers)
+            if value in sizes and (own := block[value]) not in pinned:
+                first, _ = life.get(own, (k, k))
+                life[own] = (first, k)
+    blocks = [Block(v, -(-sizes[v] // ALIGNMENT) * ALIGNMENT, first, last) for v, (first, last) in life.items()]
+    least = most_alive(blocks)
+    total, offsets = 0, dict[str, int]()
+    for urgency in (_largest, _longest, _earliest):
+        found = _offsets(sorted(blocks, key=urgency))
+        size = max((found[b.value] + b.size for b in blocks), default=0)
+        if not offsets or size < total:
+            total, offsets = size, found
+        if total == least:
+            break
+    own_place = {b.value: Place("arena", offsets[b.value], b.size) for b in blocks} | pinned
+    places = {value: own_place[own] for value, own in block.items() if value in sizes} | dict(fixed)
+    return MemoryPlan(total, places, _barriers(works, places))
 
 
-def _meet(a: tuple[int, int], b: tuple[int, int]) -> bool:
-    return a[0] <= b[1] and b[0] <= a[1]
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Memory of so many bytes that is in use from one work to another, both included."""
+
+    value: str
+    size: int
+    first: int
+    last: int
+
+
+def most_alive(blocks: Sequence[Block]) -> int:
+    """The most bytes that are in use at one time: no plan takes less."""
+    changes = sorted([(b.first, b.size) for b in blocks] + [(b.last + 1, -b.size) for b in blocks])
+    return max(itertools.accumulate(size for _, size in changes), default=0)
+
+
+def _largest(block: Block) -> tuple[int, ...]:
+    return (-block.size, block.first, block.last)
+
+
+def _longest(block: Block) -> tuple[int, ...]:
+    return (block.first - block.last, -block.size, block.first)
+
+
+def _earliest(block: Block) -> tuple[int, ...]:
+    return (block.first, -block.size, block.last)
+
+
+def _offsets(blocks: Sequence[Block]) -> dict[str, int]:
+    """For every block in turn the lowest offset where nothing is in use at the same time."""
+    first, last, start = (np.zeros(len(blocks), np.int64) for _ in range(3))
+    sizes = np.array([b.size for b in blocks], np.int64)
+    for k, block in enumerate(blocks):
+        first[k], last[k] = block.first, block.last
+        taken = np.flatnonzero((first[:k] <= block.last) & (last[:k] >= block.first))
+        taken = taken[np.argsort(start[taken], kind="stable")]
+        ends = np.maximum.accumulate(np.concatenate(([0], start[taken] + sizes[taken])))
+        fitting = np.flatnonzero(start[taken] - ends[:-1] >= block.size)
+        start[k] = ends[fitting[0] if len(fitting) else len(taken)]
+    return {b.value: int(offset) for b, offset in zip(blocks, start, strict=True)}
 
 
 def _barriers(works: Sequence[Work], places: Mapping[str, Place]) -> tuple[bool, ...]:

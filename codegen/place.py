@@ -1,0 +1,115 @@
+"""Where values live: outputs and states where they stand in the end, everything else in the arena."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from codegen.access import is_leaf
+from codegen.executable import value_name
+from codegen.inplace import copy_kernel, same_element, without_copy
+from codegen.plan import MemoryPlan, Place, Work, plan
+from codegen.precedence import Precedence, order
+from codegen.target import Target
+from symgrad.errors import CompileError
+from symgrad.graph import STATEFUL, Node
+from symgrad.program import Program
+from symgrad.types import size_of
+
+
+def place(program: Program, works: Sequence[Work], target: Target) -> tuple[list[Work], MemoryPlan, list[str]]:
+    """The works in order with those that copy, the memory of all values, and the values that stand before a run.
+
+    Outputs and states are written where they stand where nothing is lost by it, else through a copy. CompileError for
+    updates that wait for each other.
+    """
+    fixed: dict[str, Place] = {}
+    standing: list[str] = []
+    for node in (*program.inputs, *program.states, *(n for n in program.nodes if n.op.name == "const" and n.ndim)):
+        name = value_name(node)
+        fixed[name] = Place(value_name(node), 0, _bytes(node))
+        standing.append(name)
+    copies: list[Work] = []
+    for position, node in enumerate(program.outputs):
+        name, slot = value_name(node), f"output:{position}"
+        if _bytes(node) == 0:
+            continue
+        if is_leaf(node) or name in fixed:
+            fixed[slot] = Place(slot, 0, _bytes(node))
+            copies.append(_copy(node, name, slot, target))
+        else:
+            fixed[name] = Place(slot, 0, _bytes(node))
+    homes: dict[str, str] = {}
+    works, precedence = list(works), Precedence(works)
+    for state, new in program.updates:
+        if new is not state and _bytes(state):
+            copies += _place_update(works, precedence, state, new, fixed, homes, target)
+    ordered = order([*works, *copies], homes)
+    if ordered is None:
+        raise CompileError("the updates of the program wait for each other")
+    return ordered, _least(ordered, fixed), standing
+
+
+def _place_update(
+    works: list[Work],
+    precedence: Precedence,
+    state: Node,
+    new: Node,
+    fixed: dict[str, Place],
+    homes: dict[str, str],
+    target: Target,
+) -> list[Work]:
+    """Let a new value be written over the old one, or return copies to it after every reader of the old one."""
+    name, old = value_name(new), value_name(state)
+    home = Place(value_name(state), 0, _bytes(state))
+    if not is_leaf(new) and name not in fixed:
+        writer = works[k := precedence.writer[name]]
+        # What can report a failure must not have overwritten anything by then.
+        if not writer.checks and same_element(writer, name, old) and precedence.take_over(name, old):
+            homes[name] = old
+            fixed[name] = home
+            works[k] = without_copy(writer, name, old)
+            return []
+    # The last copy writes a value of its own that lives where the state lives.
+    target_name = f"new {old}"
+    fixed[target_name] = home
+    homes[target_name] = old
+    if new.op.name in STATEFUL:
+        between = f"old {value_name(new)} for {old}"
+        return [_copy(new, name, between, target), _copy(new, between, target_name, target)]
+    return [_copy(new, name, target_name, target)]
+
+
+def _copy(node: Node, source: str, destination: str, target: Target) -> Work:
+    size = _bytes(node) // node.dtype.itemsize
+    return Work(copy_kernel(node.dtype, size, target), (source, destination), f"copy {source} to {destination}")
+
+
+def _bytes(node: Node) -> int:
+    return int(size_of(node.shape)) * node.dtype.itemsize  # pyright: ignore[reportArgumentType] static here
+
+
+def _least(works: Sequence[Work], fixed: Mapping[str, Place]) -> MemoryPlan:
+    """The plan that takes fewer bytes and meetings: with intermediate values written over others, or without."""
+    buffers = {v: b for w in works for v, b in zip(w.values, w.kernel.params, strict=True)}
+    sizes = {v: b.size * b.dtype.itemsize for v, b in buffers.items() if v not in fixed}
+    plans = [plan(works, sizes, fixed, over) for over in (successions(works, sizes, fixed), {})]
+    return min(plans, key=lambda p: (p.bytes, sum(p.barriers)))
+
+
+def successions(works: Sequence[Work], sizes: Mapping[str, int], fixed: Mapping[str, Place]) -> dict[str, str]:
+    """Values that can be written over one that their work is the last to read, each with that one."""
+    last = {v: k for k, w in enumerate(works) for v in w.values}
+    over: dict[str, str] = {}
+    for k, work in enumerate(works):
+        buffers = dict(zip(work.values, work.kernel.params, strict=True))
+        dying = [v for v in work.reads if v in sizes and sizes[v] and last[v] == k]
+        for new in work.writes:
+            if new not in sizes and not (new in fixed and fixed[new].slot.startswith("output:")):
+                continue
+            size, width = buffers[new].size, buffers[new].dtype.itemsize
+            fitting = [v for v in dying if (buffers[v].size, buffers[v].dtype.itemsize) == (size, width)]
+            old = next((v for v in fitting if same_element(work, new, v)), None)
+            if old is not None:
+                over[new] = old
+                dying.remove(old)
+    return over
