@@ -6,12 +6,14 @@ import math
 from typing import Literal
 
 from symgrad import functions as sg
+from symgrad.arguments import checked
 from symgrad.errors import ShapeError
 from symgrad.graph import Node, describe
 from symgrad.nn_checks import need_float, one_axis, shifted
 from symgrad.operators import apply, constant_like
 
 
+@checked
 def relu(x: Node) -> Node:
     """max(x, 0), element by element; the gradient at 0 is 0."""
     return apply("maximum", x, constant_like(x, 0))

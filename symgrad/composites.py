@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from symgrad.arguments import checked, node_list
 from symgrad.errors import ShapeError
 from symgrad.functions import (
     Axis,
@@ -51,6 +52,7 @@ def xlogy(a: Operand, b: Operand) -> Node:
     return a * log(where(nothing, constant_like(b, 1), b))
 
 
+@checked
 def log_sum_exp(x: Node, axis: Axis = None, *, keepdims: bool = False) -> Node:
     """log(sum(exp(x))) over axes, without overflow; -inf where all elements are -inf."""
     axes = normal_axes("log_sum_exp", x, axis)
@@ -74,17 +76,20 @@ def logaddexp(a: Operand, b: Operand) -> Node:
     return log1p(rest) + largest
 
 
+@checked
 def logit(x: Node) -> Node:
     """log(x / (1 - x)), the inverse of `sigmoid`, exact near 1/2 too."""
     # Near 1/2 the logarithms would cancel: there 2 x - 1 is exact.
     return where(abs(x - 0.5) < 0.25, 2 * atanh(2 * x - 1), log(x) - log1p(-x))
 
 
+@checked
 def signbit(x: Node) -> Node:
     """Whether the sign of a floating element is negative, that of zero included."""
     return less(copysign(constant_like(x, 1), x), 0)
 
 
+@checked
 def count_nonzero(x: Node, axis: Axis = None, *, keepdims: bool = False) -> Node:
     """The int64 number of elements that are not 0 (NaN is not) over axes, all by default."""
     return sum(astype(x, bool_), axis, keepdims=keepdims)
@@ -130,7 +135,7 @@ def meshgrid(*arrays: Node, indexing: str = "xy") -> list[Node]:
     """
     if indexing not in ("xy", "ij"):
         raise ValueError(f"meshgrid: indexing must be 'xy' or 'ij', got {indexing!r}")
-    for node in arrays:
+    for node in node_list("meshgrid", arrays):
         if node.ndim != 1:
             raise ShapeError(f"meshgrid: {describe(node)} must have 1 dimension")
     count = len(arrays)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from symgrad import types
+from symgrad.arguments import checked
 from symgrad.errors import DTypeError, ShapeError
 from symgrad.graph import Graph, Node, checked_shape, describe
 from symgrad.operators import apply, binary, broadcast_to, constant_like, filled, reshape_to, source
@@ -24,46 +25,55 @@ def _dtype(name: str, dtype: DTypeLike) -> DType:
     return found
 
 
+@checked
 def full(graph: Graph, shape: Extent | Sequence[Extent], fill_value: float, dtype: DTypeLike = float32) -> Node:
     """A node of this shape with every element the value."""
     return filled(graph, checked_shape("full", shape), _dtype("full", dtype), fill_value)
 
 
+@checked
 def zeros(graph: Graph, shape: Extent | Sequence[Extent], dtype: DTypeLike = float32) -> Node:
     """A node of this shape with every element 0."""
     return full(graph, shape, 0, dtype)
 
 
+@checked
 def ones(graph: Graph, shape: Extent | Sequence[Extent], dtype: DTypeLike = float32) -> Node:
     """A node of this shape with every element 1."""
     return full(graph, shape, 1, dtype)
 
 
+@checked
 def empty(graph: Graph, shape: Extent | Sequence[Extent], dtype: DTypeLike = float32) -> Node:
     """A node of this shape whose elements do not matter: zeros, because a graph holds values and not memory."""
     return zeros(graph, shape, dtype)
 
 
+@checked
 def full_like(x: Node, fill_value: float, dtype: DTypeLike | None = None) -> Node:
     """A node of the shape and, unless another is given, the data type of x with every element the value."""
     return full(x.graph, x.shape, fill_value, x.dtype if dtype is None else dtype)
 
 
+@checked
 def zeros_like(x: Node, dtype: DTypeLike | None = None) -> Node:
     """Zeros in the shape and data type of x."""
     return full_like(x, 0, dtype)
 
 
+@checked
 def ones_like(x: Node, dtype: DTypeLike | None = None) -> Node:
     """Ones in the shape and data type of x."""
     return full_like(x, 1, dtype)
 
 
+@checked
 def empty_like(x: Node, dtype: DTypeLike | None = None) -> Node:
     """A node of the shape and data type of x whose elements do not matter; see `empty`."""
     return zeros_like(x, dtype)
 
 
+@checked
 def arange(
     graph: Graph,
     start: Extent | float,
@@ -93,6 +103,7 @@ def _shifted_iota(graph: Graph, extent: Extent, start: Extent, dtype: DType) -> 
     return index if start == 0 else binary("add", index, start)
 
 
+@checked
 def linspace(
     graph: Graph, start: float, stop: float, num: int, *, endpoint: bool = True, dtype: DTypeLike = float32
 ) -> Node:
@@ -107,12 +118,14 @@ def eye(graph: Graph, rows: Extent, columns: Extent | None = None, *, k: int = 0
     return apply("astype", binary("equal", row + k, column), dtype=_dtype("eye", dtype))
 
 
+@checked
 def tril(x: Node, k: int = 0) -> Node:
     """x with zeros above diagonal k of its last two axes."""
     row, column = _matrix_positions("tril", x)
     return apply("where", broadcast_to(binary("less_equal", column, row + k), x.shape), x, constant_like(x, 0))
 
 
+@checked
 def triu(x: Node, k: int = 0) -> Node:
     """x with zeros below diagonal k of its last two axes."""
     row, column = _matrix_positions("triu", x)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from symgrad.arguments import checked
 from symgrad.errors import ShapeError
 from symgrad.functions import astype, concat, exp, isfinite, log, stop_gradient, widened
 from symgrad.graph import Node, describe
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["cumulative_logsumexp", "cumulative_max", "cumulative_min", "cumulative_prod", "cumulative_sum"]
 
 
+@checked
 def cumulative_sum(
     x: Node,
     /,
@@ -47,6 +49,7 @@ def cumulative_sum(
     return concat([out, start] if reverse else [start, out], axis=place)
 
 
+@checked
 def cumulative_prod(
     x: Node,
     /,
@@ -69,6 +72,7 @@ def cumulative_prod(
     return _scan("cumulative_prod", x, place, reverse)
 
 
+@checked
 def cumulative_max(x: Node, /, *, axis: int | None = None, reverse: bool = False) -> Node:
     """The largest element up to each place along an axis, which may be left out for 1-dimensional x.
 
@@ -77,6 +81,7 @@ def cumulative_max(x: Node, /, *, axis: int | None = None, reverse: bool = False
     return _scan("cumulative_max", x, _axis("cumulative_max", x, axis), reverse)
 
 
+@checked
 def cumulative_min(x: Node, /, *, axis: int | None = None, reverse: bool = False) -> Node:
     """The smallest element up to each place along an axis, which may be left out for 1-dimensional x.
 
@@ -85,6 +90,7 @@ def cumulative_min(x: Node, /, *, axis: int | None = None, reverse: bool = False
     return _scan("cumulative_min", x, _axis("cumulative_min", x, axis), reverse)
 
 
+@checked
 def cumulative_logsumexp(x: Node, /, *, axis: int | None = None, reverse: bool = False) -> Node:
     """log(sum(exp(x))) of the elements up to each place along an axis, which may be left out for 1-dimensional x.
 

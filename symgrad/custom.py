@@ -66,6 +66,8 @@ def on_gradient(node: Node, f: Callable[[Node], Node | None]) -> Node:
     def rule(_inputs: Any, _output: Any, cotangent: Node) -> tuple[Node | None]:
         return (f(cotangent),)
 
+    if not callable(f):
+        raise GradientError(f"on_gradient: the second argument is a function of the cotangent, got {f!r}")
     return cast("Node", _call("on_gradient", _same, (node,), rule, None))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 import symgrad.operators  # noqa: F401  # pyright: ignore[reportUnusedImport] fills the operator table
+from symgrad.arguments import node_list
 from symgrad.bind import bind_attr, bind_shape, bind_sizes
 from symgrad.errors import DTypeError, GraphError, ShapeError, SymgradError
 from symgrad.graph import STATEFUL, Node, describe
@@ -57,7 +58,10 @@ def evaluate(
     """
     if phase is not None and phase not in _CHOICE:
         raise GraphError(f"evaluate: phase must be 'train' or 'infer', got {phase!r}")
-    outputs = [nodes] if isinstance(nodes, Node) else list(nodes)
+    outputs = node_list("evaluate", nodes)
+    for node in outputs[1:]:
+        if node.graph is not outputs[0].graph:
+            raise GraphError(f"evaluate: {describe(outputs[0])} and {describe(node)} belong to different graphs")
     values = {node: _fed_array(node, value) for node, value in (feeds or {}).items()}
     bound = bind_sizes(list(values), list(values.values()), sizes)
     choice = _CHOICE[phase or "infer"]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from symgrad import types
+from symgrad.arguments import checked
 from symgrad.contraction import einsum, matmul, tensordot, vecdot
 from symgrad.creation import (
     arange,
@@ -337,6 +338,7 @@ def bitwise_xor(a: Operand, b: Operand) -> Node:
     return bits("xor", a, b)
 
 
+@checked
 def bitwise_invert(x: Node) -> Node:
     """Every bit of integers inverted, logical not of bool."""
     return invert(x)
@@ -373,6 +375,7 @@ def where(condition: Operand, a: Operand, b: Operand) -> Node:
     return apply("where", _broadcast(test, joined), _broadcast(a, joined), _broadcast(b, joined))
 
 
+@checked
 def astype(x: Node, dtype: DTypeLike) -> Node:
     """x in another data type.
 
@@ -409,16 +412,19 @@ def widened(x: Node, dtype: DTypeLike | None, name: str) -> Node:
     return astype(x, uint64 if x.dtype.kind == "u" else int64)
 
 
+@checked
 def sum(x: Node, axis: Axis = None, *, dtype: DTypeLike | None = None, keepdims: bool = False) -> Node:
     """The sum over axes, all by default; 0 over nothing. Integers and bool add up in 64 bits."""
     return _reduce("sum", widened(x, dtype, "sum"), axis, keepdims)
 
 
+@checked
 def prod(x: Node, axis: Axis = None, *, dtype: DTypeLike | None = None, keepdims: bool = False) -> Node:
     """The product over axes, all by default; 1 over nothing. The gradient is exact with any number of zeros."""
     return _reduce("prod", widened(x, dtype, "prod"), axis, keepdims)
 
 
+@checked
 def max(x: Node, axis: Axis = None, *, keepdims: bool = False) -> Node:
     """The largest element over axes; NaN if there is one. The gradient is shared equally by ties.
 
@@ -427,6 +433,7 @@ def max(x: Node, axis: Axis = None, *, keepdims: bool = False) -> Node:
     return _reduce("max", x, axis, keepdims)
 
 
+@checked
 def min(x: Node, axis: Axis = None, *, keepdims: bool = False) -> Node:
     """The smallest element over axes; NaN if there is one. The gradient is shared equally by ties.
 
@@ -435,21 +442,25 @@ def min(x: Node, axis: Axis = None, *, keepdims: bool = False) -> Node:
     return _reduce("min", x, axis, keepdims)
 
 
+@checked
 def any(x: Node, axis: Axis = None, *, keepdims: bool = False) -> Node:
     """Whether an element is true (not 0) over axes; false over nothing."""
     return _reduce("any", astype(x, bool_), axis, keepdims)
 
 
+@checked
 def all(x: Node, axis: Axis = None, *, keepdims: bool = False) -> Node:
     """Whether every element is true (not 0) over axes; true over nothing."""
     return _reduce("all", astype(x, bool_), axis, keepdims)
 
 
+@checked
 def argmax(x: Node, axis: int | None = None, *, keepdims: bool = False) -> Node:
     """The int64 index of the first largest element, or of the first NaN; of the flattened node by default."""
     return _argument("argmax", x, axis, keepdims)
 
 
+@checked
 def argmin(x: Node, axis: int | None = None, *, keepdims: bool = False) -> Node:
     """The int64 index of the first smallest element, or of the first NaN; of the flattened node by default."""
     return _argument("argmin", x, axis, keepdims)
@@ -464,6 +475,7 @@ def _argument(name: str, x: Node, axis: int | None, keepdims: bool) -> Node:
     return keep_axes(out, x.shape, (place,)) if keepdims else out
 
 
+@checked
 def mean(x: Node, axis: Axis = None, *, keepdims: bool = False) -> Node:
     """The arithmetic mean over axes, all by default; NaN over nothing. Integers and bool are taken as float32."""
     x = x if x.dtype.is_float else astype(x, float32)
@@ -476,6 +488,7 @@ def _count(x: Node, axes: tuple[int, ...]) -> Operand:
     return float(extent) if isinstance(extent, int) else extent
 
 
+@checked
 def var(x: Node, axis: Axis = None, *, correction: float = 0, keepdims: bool = False) -> Node:
     """The mean of squared deviations over axes; the divisor is the number of elements less the correction."""
     x = x if x.dtype.is_float else astype(x, float32)
@@ -488,11 +501,13 @@ def var(x: Node, axis: Axis = None, *, correction: float = 0, keepdims: bool = F
     return divide(total, maximum(as_node(total, count) - correction, 0))
 
 
+@checked
 def std(x: Node, axis: Axis = None, *, correction: float = 0, keepdims: bool = False) -> Node:
     """The square root of `var`; its gradient is 0 where all elements are equal."""
     return sqrt(var(x, axis, correction=correction, keepdims=keepdims))
 
 
+@checked
 def one_hot(indices: Node, extent: Extent, dtype: DTypeLike = float32) -> Node:
     """Rows of zeros with a one at each index: shape (*indices.shape, extent).
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from symgrad.arguments import checked
 from symgrad.errors import ShapeError
 from symgrad.graph import Node, Operand, describe
 from symgrad.indexing import Span, index_within, places_along, take_checked
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 
+@checked
 def take(x: Node, indices: Operand, axis: int | None = None, *, mode: str = "raise") -> Node:
     """The slices of x at integer indices along an axis; the axis may be left out for 1-dimensional x.
 
@@ -42,6 +44,7 @@ def take(x: Node, indices: Operand, axis: int | None = None, *, mode: str = "rai
     return take_checked(x, _indices(x, indices), place, mode)
 
 
+@checked
 def gather(x: Node, indices: Operand, axis: int = 0, *, mode: str = "raise") -> Node:
     """`take` along the first axis unless another is named: what `scatter_add` transposes.
 
@@ -67,6 +70,7 @@ def take_along_axis(x: Node, indices: Operand, axis: int = -1, *, mode: str = "r
     return apply("take", reshape_to(x, (size_of(x.shape),)), flat, axis=0)
 
 
+@checked
 def put_along_axis(
     x: Node, indices: Operand, values: Operand, axis: int = -1, *, combine: str = "set", mode: str = "raise"
 ) -> Node:

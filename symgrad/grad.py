@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, cast, overload
 
 import numpy as np
 
+from symgrad.arguments import one_or_more
 from symgrad.errors import GradientError, GraphError
 from symgrad.graph import Graph, Node, Origin, ancestors, describe
 from symgrad.opdef import OPS, Kind, OpDef
@@ -358,9 +359,9 @@ def plus(a: Node | None, b: Node | None) -> Node | None:
 
 def check_targets(caller: str, wrt: Node | Sequence[Node]) -> list[Node]:
     """The nodes to differentiate with respect to; GradientError for what has no derivative."""
-    targets = [wrt] if isinstance(wrt, Node) else list(wrt)
+    targets = one_or_more(wrt)
     for node in targets:
-        if not isinstance(node, Node):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+        if not isinstance(node, Node):
             raise GradientError(f"{caller}: derivatives are taken with respect to nodes, got {type(node).__name__}")
         if not node.dtype.is_float:
             raise GradientError(
@@ -372,7 +373,7 @@ def check_targets(caller: str, wrt: Node | Sequence[Node]) -> list[Node]:
                 f"{caller}: {describe(node)} is a constant, and equal constants are one node; "
                 "make it an input or a param to take derivatives with respect to it"
             )
-    return targets
+    return cast("list[Node]", targets)
 
 
 def check_output(caller: str, y: Node) -> None:
@@ -384,6 +385,9 @@ def check_output(caller: str, y: Node) -> None:
 
 
 def _check_count(caller: str, one: str, a: Sequence[Any], other: str, b: Sequence[Any]) -> None:
+    for what, values in ((one, a), (other, b)):
+        if not isinstance(values, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+            raise GradientError(f"{caller}: {what} are a list, got {type(values).__name__}")
     if len(a) != len(b):
         raise GradientError(f"{caller}: {len(a)} {one} but {len(b)} {other}; give one for each")
 

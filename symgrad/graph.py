@@ -408,9 +408,9 @@ class Graph:
         """The outputs with nodes replaced: every node that depends on an old one is rebuilt on the new one."""
         if isinstance(outputs, Node):
             raise GraphError(f"substitute: the outputs are a list of nodes, got {describe(outputs)}; write [node]")
-        for node in (*outputs, *replacements, *replacements.values()):
-            if not isinstance(node, Node):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
-                raise GraphError(f"substitute: expected nodes, got {type(node).__name__}; lift values with g.const")
+        given = (*outputs, *replacements, *replacements.values())
+        _expect_nodes("substitute", given)
+        for node in given:
             if node.graph is not self:
                 raise GraphError(f"substitute: {describe(node)} belongs to {node.graph!r}, not to {self!r}")
         for old, new in replacements.items():
@@ -534,7 +534,8 @@ def _located(error: SymgradError, op: OpDef, inputs: tuple[Node, ...]) -> Symgra
 
 def ancestors(outputs: Iterable[Node]) -> list[Node]:
     """Every node the outputs reach, themselves included, in topological order."""
-    stack = list(outputs)
+    stack: list[Node] = list(outputs) if isinstance(outputs, Iterable) else [outputs]  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+    _expect_nodes("ancestors", stack)
     seen = {n.id: n for n in stack}
     while stack:
         for source in stack.pop().inputs:
@@ -546,4 +547,11 @@ def ancestors(outputs: Iterable[Node]) -> list[Node]:
 
 def depends_on(node: Node, source: Node) -> bool:
     """Whether the value of a node can depend on another one, or is that one."""
+    _expect_nodes("depends_on", (node, source))
     return node.graph is source.graph and source in ancestors([node])
+
+
+def _expect_nodes(name: str, values: Iterable[object]) -> None:
+    for value in values:
+        if not isinstance(value, Node):
+            raise GraphError(f"{name}: expected nodes, got {type(value).__name__}; lift values with g.const")

@@ -7,6 +7,7 @@ import math
 from symgrad import functions as sg
 from symgrad import random
 from symgrad.activations import sigmoid
+from symgrad.arguments import checked
 from symgrad.errors import DTypeError, ShapeError
 from symgrad.graph import Node, Operand, describe
 from symgrad.nn_checks import Axes, need_float, need_shape, normal_axes, one_axis
@@ -53,6 +54,7 @@ def dropout(x: Node, rate: float) -> Node:
     return sg.phase(sg.where(kept, x * (1.0 / (1.0 - rate)), constant_like(x, 0)), x)
 
 
+@checked
 def linear(x: Node, w: Operand, b: Operand | None = None) -> Node:
     """x @ w + b, for x of shape (..., in), w (in, out) and b (out,)."""
     w = as_node(x, w)
@@ -97,6 +99,7 @@ def group_norm(
     return _affine("group_norm", normal, gamma, beta, (1,))
 
 
+@checked
 def batch_norm(
     x: Node,
     gamma: Operand | None,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
+from symgrad.arguments import one_or_more
 from symgrad.errors import GradientError
 from symgrad.functions import sum as sum_of
 from symgrad.grad import check_graph, check_targets, grad, plus
@@ -74,10 +76,11 @@ def lint(outputs: Node | Sequence[Node], wrt: Node | Sequence[Node]) -> LintRepo
         print(sg.lint(loss, g.params))
     """
     targets = check_targets("lint", wrt)
-    roots = [outputs] if isinstance(outputs, Node) else list(outputs)
-    for node in roots:
-        if not isinstance(node, Node):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+    given = one_or_more(outputs)
+    for node in given:
+        if not isinstance(node, Node):
             raise GradientError(f"lint: outputs are nodes, got {type(node).__name__}")
+    roots = cast("list[Node]", given)
     if not roots:
         raise GradientError("lint: there is no output")
     graph = roots[0].graph

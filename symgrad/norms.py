@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from symgrad import functions as sg
+from symgrad.arguments import checked
 from symgrad.errors import DTypeError
 from symgrad.graph import Node, describe
 from symgrad.operators import constant_like
@@ -13,6 +14,7 @@ from symgrad.shaping import normal_axes
 __all__ = ["vector_norm"]
 
 
+@checked
 def vector_norm(x: Node, /, *, axis: sg.Axis = None, keepdims: bool = False, ord: float = 2) -> Node:
     """The norm of the elements of a floating node over axes, of all elements by default.
 

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, TypeGuard
 import numpy as np
 
 import symgrad.ops  # noqa: F401  # pyright: ignore[reportUnusedImport] fills the operator table
+from symgrad.arguments import Unfinished, checked, not_a_node
 from symgrad.errors import DTypeError, GraphError, ShapeError, user_loc
 from symgrad.graph import Graph, Node, Operand, describe
 from symgrad.opdef import OPS
@@ -68,6 +69,8 @@ def as_node(like: Like, value: Operand, dtype: DType | None = None) -> Node:
         return value
     if not is_scalar(value):
         if not isinstance(value, np.ndarray | np.generic):
+            if isinstance(value, Unfinished):
+                raise not_a_node("an operand", value)
             raise TypeError(
                 f"expected a node, array or number, got {type(value).__name__}; use np.asarray on sequences"
             )
@@ -300,6 +303,7 @@ def _transpose(x: Node) -> Node:
     return permute_to(x, (1, 0))
 
 
+@checked
 def matrix_transpose(x: Node) -> Node:
     """The last two axes exchanged."""
     if x.ndim < 2:

@@ -13,12 +13,13 @@ node, such as a schedule; where it depends on the count of `step_counter`, the u
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
 from symgrad import functions as sg
+from symgrad.arguments import checked, node_list, not_a_node
 from symgrad.errors import GraphError, ShapeError
 from symgrad.graph import STATEFUL, Graph, Node, ancestors, describe
 from symgrad.operators import apply, constant_like, scalar_const
@@ -159,6 +160,7 @@ def clip_by_global_norm(grads: Sequence[Node], max_norm: Rate) -> tuple[list[Nod
     The norm is that of all elements together; the scale is min(1, max_norm / (norm + 1e-6)), as in PyTorch. Pascanu,
     Mikolov and Bengio, "On the difficulty of training recurrent neural networks" (2013).
     """
+    grads = node_list("optim.clip_by_global_norm", grads)
     if not grads:
         raise GraphError("optim.clip_by_global_norm: there is no gradient")
     total = sg.sum(apply("square", grads[0]))
@@ -170,16 +172,19 @@ def clip_by_global_norm(grads: Sequence[Node], max_norm: Rate) -> tuple[list[Nod
     return [grad * _cast(scale, grad.dtype) for grad in grads], norm
 
 
+@checked
 def step_counter(graph: Graph) -> Node:
     """The int64 state `step` that schedules read: how many updates were made. Made at 0 when the graph has none."""
     return graph_state(graph, _STEP, np.zeros((), np.int64))
 
 
+@checked
 def constant(step: Node, lr: float) -> Node:
     """The same rate at every step, float32."""
     return scalar_const(step.graph, float32, lr)
 
 
+@checked
 def exponential(step: Node, lr: float, rate: float, steps: float = 1.0) -> Node:
     """lr * rate ** (step / steps), float32."""
     if not rate > 0 or not steps > 0:
@@ -187,6 +192,7 @@ def exponential(step: Node, lr: float, rate: float, steps: float = 1.0) -> Node:
     return apply("exp", _count(step) * (math.log(rate) / steps)) * float(lr)
 
 
+@checked
 def cosine(step: Node, lr: float, steps: int, end: float = 0.0) -> Node:
     """From lr at step 0 along half a cosine to `end` at `steps`, then `end`; float32.
 
@@ -196,6 +202,7 @@ def cosine(step: Node, lr: float, steps: int, end: float = 0.0) -> Node:
     return (apply("cos", done) + 1.0) * (0.5 * (lr - end)) + float(end)
 
 
+@checked
 def linear_warmup(step: Node, lr: Rate, steps: int) -> Node:
     """lr * min(1, (step + 1) / steps), float32. `lr` may be another schedule, which it then scales."""
     scale = sg.minimum(_count(step) + 1.0, _at_least_one("linear_warmup", steps, step)) * (1.0 / steps)
@@ -244,6 +251,8 @@ def _bias(count: Node, beta: float) -> Node:
 
 
 def _pairs(name: str, params: Sequence[Node], grads: Sequence[Node | None]) -> list[tuple[Node, Node]]:
+    params = node_list(f"optim.{name}", params)
+    grads = list(grads) if isinstance(grads, Iterable) else node_list(f"optim.{name}", grads)  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
     if len(params) != len(grads):
         raise ShapeError(f"optim.{name}: {len(params)} params but {len(grads)} gradients; pass one for each, in order")
     pairs: list[tuple[Node, Node]] = []
@@ -252,6 +261,8 @@ def _pairs(name: str, params: Sequence[Node], grads: Sequence[Node | None]) -> l
             raise GraphError(f"optim.{name}: {describe(param)} is no floating param or state and cannot be updated")
         if grad is None:
             continue
+        if not isinstance(grad, Node):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+            raise not_a_node(f"optim.{name}", grad)
         if grad.type != param.type:
             raise ShapeError(f"optim.{name}: the gradient {describe(grad)} does not have the type of {describe(param)}")
         pairs.append((param, grad))

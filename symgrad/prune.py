@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 import numpy as np
 
+from symgrad.arguments import one_or_more
 from symgrad.errors import GraphError
 from symgrad.graph import NAMED, STATEFUL, Graph, Node, Origin, ancestors, describe
 from symgrad.opdef import OPS, Kind
@@ -67,15 +68,15 @@ def _flatten(outputs: Outputs) -> tuple[list[Node], tuple[str, ...] | None]:
     if isinstance(outputs, Mapping):
         nodes, names = list(outputs.values()), tuple(outputs)
     else:
-        nodes, names = list(outputs), None
+        nodes, names = one_or_more(outputs), None
     if not nodes:
         raise GraphError("prune: there is no output")
     for node in nodes:
-        if not isinstance(node, Node):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+        if not isinstance(node, Node):
             raise GraphError(f"prune: an output is a node, got {node!r}")
     if names is not None and not all(isinstance(name, str) for name in names):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
         raise GraphError(f"prune: the name of an output is text, got {names!r}")
-    return nodes, names
+    return cast("list[Node]", nodes), names
 
 
 def _reached(outputs: Iterable[Node], phase: Phase) -> dict[int, Node]:

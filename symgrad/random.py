@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from symgrad import types
+from symgrad.arguments import checked
 from symgrad.errors import DTypeError, GraphError, ShapeError
 from symgrad.graph import Graph, Node, describe
 from symgrad.ops.build import apply, broadcast_to, constant_like, filled, reshape_to, slice_axis, source
@@ -32,12 +33,14 @@ RANDOM_STEP = "random_step"
 _WORD = 0xFFFFFFFF
 
 
+@checked
 def bits(graph: Graph, shape: Sequence[Extent]) -> Node:
     """Uniform uint32 words of this shape: all 32 bits of each are random."""
     extents, count = _checked("bits", shape)
     return reshape_to(_planes(_words(graph, _blocks(count, 4)), count), extents)
 
 
+@checked
 def uniform(
     graph: Graph,
     shape: Sequence[Extent],
@@ -60,6 +63,7 @@ def uniform(
     return apply("minimum", values, constant_like(values, float(np.nextafter(top, bottom))))
 
 
+@checked
 def normal(
     graph: Graph,
     shape: Sequence[Extent],
@@ -89,6 +93,7 @@ def normal(
     return values if mean == 0.0 else apply("add", values, constant_like(values, mean))
 
 
+@checked
 def bernoulli(graph: Graph, p: float | Node, shape: Sequence[Extent]) -> Node:
     """Booleans of this shape, true with probability p.
 
@@ -109,6 +114,7 @@ def bernoulli(graph: Graph, p: float | Node, shape: Sequence[Extent]) -> Node:
     return apply("less", words, constant_like(words, threshold))
 
 
+@checked
 def categorical(logits: Node, axis: int = -1, shape: Sequence[Extent] | None = None) -> Node:
     """Samples of the classes along an axis with probabilities softmax(logits): int64, of shape logits without the axis.
 
@@ -128,6 +134,7 @@ def categorical(logits: Node, axis: int = -1, shape: Sequence[Extent] | None = N
     return apply("argmax", apply("add", broadcast_to(logits, full), gumbel), axis=len(lead) + axis)
 
 
+@checked
 def random_updates(graph: Graph) -> list[tuple[Node, Node]]:
     """The update that a function which reaches the step needs: (step, step + 1); nothing when the graph has none."""
     step = find_named(graph, RANDOM_STEP)

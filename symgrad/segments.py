@@ -7,6 +7,7 @@ rows in place of these axes; row k combines the slices of the data whose id is k
 
 from __future__ import annotations
 
+from symgrad.arguments import checked
 from symgrad.errors import DTypeError, ShapeError
 from symgrad.functions import astype, maximum, where
 from symgrad.graph import Node, Operand, checked_extent, describe
@@ -35,6 +36,7 @@ def segment_prod(data: Node, segment_ids: Operand, num_segments: Extent) -> Node
     return _combined("segment_prod", "scatter_multiply", data, segment_ids, num_segments, 1)
 
 
+@checked
 def segment_max(data: Node, segment_ids: Operand, num_segments: Extent) -> Node:
     """The largest element of each segment, NaN if there is one; ties share the gradient equally.
 
@@ -44,6 +46,7 @@ def segment_max(data: Node, segment_ids: Operand, num_segments: Extent) -> Node:
     return _combined("segment_max", "scatter_max", data, segment_ids, num_segments, least)
 
 
+@checked
 def segment_min(data: Node, segment_ids: Operand, num_segments: Extent) -> Node:
     """The smallest element of each segment, NaN if there is one; ties share the gradient equally.
 
@@ -53,6 +56,7 @@ def segment_min(data: Node, segment_ids: Operand, num_segments: Extent) -> Node:
     return _combined("segment_min", "scatter_min", data, segment_ids, num_segments, greatest)
 
 
+@checked
 def segment_mean(data: Node, segment_ids: Operand, num_segments: Extent) -> Node:
     """The mean of each segment, 0 for an empty one. Integers and bool are taken as float32."""
     data = data if data.dtype.is_float else astype(data, float32)

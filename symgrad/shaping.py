@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from symgrad.arguments import checked, not_a_node
 from symgrad.errors import ShapeError
 from symgrad.graph import Node, Operand, checked_shape, describe
 from symgrad.operators import apply, common, of_one_dtype, permute_to, reshape_to
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from symgrad.types import Array
 
 
+@checked
 def shape(x: Node) -> Shape:
     """The extents of x; symbolic ones work in shapes and arithmetic."""
     return x.shape
@@ -27,7 +29,7 @@ def shape(x: Node) -> Shape:
 def normal_axis(name: str, x: Node, axis: int | None, ndim: int | None = None) -> int:
     """The axis counted from the start. ShapeError when x has no such axis, or none is given; TypeError for no node."""
     if not isinstance(x, Node):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
-        raise TypeError(f"{name}: expected a node, got {type(x).__name__}; use g.const to put an array into a graph")
+        raise not_a_node(name, x)
     count = x.ndim if ndim is None else ndim
     if axis is None:
         raise ShapeError(f"{name}: {describe(x)} has {count} dimensions; say which axis")
@@ -54,6 +56,7 @@ def keep_axes(reduced: Node, shape: Shape, axes: Sequence[int]) -> Node:
     return reshape_to(reduced, tuple(1 if k in axes else e for k, e in enumerate(shape)))
 
 
+@checked
 def reshape(x: Node, shape: Extent | Sequence[Extent]) -> Node:
     """The elements in row-major order under another shape; one extent may be -1 and is computed.
 
@@ -72,6 +75,7 @@ def reshape(x: Node, shape: Extent | Sequence[Extent]) -> Node:
     return reshape_to(x, tuple(wanted))
 
 
+@checked
 def permute_dims(x: Node, axes: Sequence[int]) -> Node:
     """The axes in another order: axis k of the result is axis axes[k] of x."""
     if sorted(normal_axis("permute_dims", x, a) for a in axes) != list(range(x.ndim)):
@@ -79,6 +83,7 @@ def permute_dims(x: Node, axes: Sequence[int]) -> Node:
     return permute_to(x, [a % x.ndim for a in axes])
 
 
+@checked
 def moveaxis(x: Node, source: int | Sequence[int], destination: int | Sequence[int]) -> Node:
     """Axes moved to other places, the rest in their order."""
     sources = [source] if isinstance(source, int) else list(source)
@@ -93,6 +98,7 @@ def moveaxis(x: Node, source: int | Sequence[int], destination: int | Sequence[i
     return permute_to(x, order)
 
 
+@checked
 def expand_dims(x: Node, axis: int | Sequence[int] = 0) -> Node:
     """Axes of extent 1 inserted, at these places of the result."""
     count = x.ndim + (len(axis) if isinstance(axis, Sequence) else 1)
@@ -101,6 +107,7 @@ def expand_dims(x: Node, axis: int | Sequence[int] = 0) -> Node:
     return reshape_to(x, tuple(1 if k in axes else next(rest) for k in range(count)))
 
 
+@checked
 def squeeze(x: Node, axis: int | Sequence[int]) -> Node:
     """Axes of extent 1 removed. ShapeError for another extent; for a symbolic one the call decides."""
     axes = normal_axes("squeeze", x, axis)
@@ -110,6 +117,7 @@ def squeeze(x: Node, axis: int | Sequence[int]) -> Node:
     return reshape_to(x, tuple(e for k, e in enumerate(x.shape) if k not in axes))
 
 
+@checked
 def broadcast_to(x: Node, shape: Extent | Sequence[Extent]) -> Node:
     """x with leading axes added and axes of extent 1 stretched to this shape."""
     return broadcast_node(x, checked_shape("broadcast_to", shape))
@@ -120,6 +128,7 @@ def broadcast_arrays(*arrays: Operand) -> list[Node]:
     return common("broadcast_arrays", *arrays, dtypes=False)
 
 
+@checked
 def flip(x: Node, axis: int | Sequence[int] | None = None) -> Node:
     """The order of the elements reversed along axes, all by default."""
     axes = normal_axes("flip", x, axis)
@@ -143,7 +152,9 @@ def stack(arrays: Sequence[Operand], axis: int = 0) -> Node:
 
 
 def _given(name: str, arrays: Sequence[Operand]) -> list[Node]:
-    if not arrays:
+    if not isinstance(arrays, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+        raise not_a_node(name, arrays)
+    if len(arrays) == 0:
         raise ShapeError(f"{name}: at least one array is needed")
     return of_one_dtype(name, arrays)
 
@@ -169,6 +180,7 @@ def _cut(x: Node, axis: int, places: Sequence[Extent]) -> list[Node]:
     return [slice_axis(x, axis, start, stop) for start, stop in pairwise(bounds)]
 
 
+@checked
 def split(x: Node, sections: int | Sequence[Extent], axis: int = 0) -> list[Node]:
     """Equal parts of an axis of known extent, or the parts between the given places of any axis."""
     place = normal_axis("split", x, axis)
@@ -181,6 +193,7 @@ def split(x: Node, sections: int | Sequence[Extent], axis: int = 0) -> list[Node
     return [slice_axis(x, place, k * width, (k + 1) * width) for k in range(sections)]
 
 
+@checked
 def pad(x: Node, pad_width: int | Sequence[int] | Sequence[Sequence[Extent]], constant_values: float = 0) -> Node:
     """x with a fill around it: one width, a pair (before, after) for every axis, or a pair for each axis."""
     pairs = _pad_pairs(x, pad_width)
@@ -206,6 +219,7 @@ def _pad_pairs(x: Node, width: int | Sequence[int] | Sequence[Sequence[Extent]])
     return pairs
 
 
+@checked
 def tile(x: Node, repetitions: int | Sequence[int]) -> Node:
     """x repeated as a whole along its axes; missing repetitions are 1, missing axes are added in front."""
     counts = list(repetitions) if isinstance(repetitions, Sequence) else [repetitions]
@@ -217,6 +231,7 @@ def tile(x: Node, repetitions: int | Sequence[int]) -> Node:
     return reshape_to(broadcast_node(reshape_to(x, split_shape), full), out)
 
 
+@checked
 def repeat(x: Node, repeats: Extent | Sequence[int] | Array, axis: int | None = None) -> Node:
     """Every element repeated so many times along an axis, of the flattened node by default.
 
@@ -247,6 +262,7 @@ def _repeat_each(x: Node, repeats: Array, axis: int) -> Node:
     return apply("take", x, x.graph.const(np.repeat(np.arange(extent), repeats)), axis=axis)
 
 
+@checked
 def roll(x: Node, shift: int | Sequence[int], axis: int | Sequence[int] | None = None) -> Node:
     """The elements moved along axes, those that leave coming in at the other end; flattened first by default.
 

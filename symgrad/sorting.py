@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from symgrad.arguments import checked
 from symgrad.cumulative import cumulative_sum
 from symgrad.errors import DTypeError, ShapeError
 from symgrad.functions import (
@@ -142,6 +143,7 @@ def searchsorted(x1: Operand, x2: Operand, /, *, side: str = "left", sorter: Ope
 # Picking by a condition.
 
 
+@checked
 def nonzero(x: Node, /, *, size: Extent, fill_value: int | Sequence[int] = 0) -> tuple[Node, ...]:
     """The int64 indices along each axis of the elements that are not 0, in row-major order: `size` of each.
 
@@ -166,6 +168,7 @@ def nonzero(x: Node, /, *, size: Extent, fill_value: int | Sequence[int] = 0) ->
     return tuple(_filled_up("nonzero", valid, index, fill) for index, fill in pairs)
 
 
+@checked
 def argwhere(x: Node, /, *, size: Extent, fill_value: int | Sequence[int] = 0) -> Node:
     """The indices of the elements that are not 0 as rows: int64 of shape (size, x.ndim); see `nonzero`."""
     indices = nonzero(x, size=size, fill_value=fill_value)
@@ -218,6 +221,7 @@ def _padded_take(x: Node, place: Node) -> Node:
 # Distinct elements.
 
 
+@checked
 def unique_values(x: Node, /, *, size: Extent, fill_value: float | None = None) -> Node:
     """The distinct elements in ascending order: a vector of `size`.
 
@@ -232,6 +236,7 @@ def unique_values(x: Node, /, *, size: Extent, fill_value: float | None = None) 
     return _distinct("unique_values", ordered, starts, valid, fill_value)
 
 
+@checked
 def unique_counts(x: Node, /, *, size: Extent, fill_value: float | None = None) -> tuple[Node, Node]:
     """`unique_values`, and how often each occurs: int64, 0 for an entry that is not valid.
 
@@ -245,6 +250,7 @@ def unique_counts(x: Node, /, *, size: Extent, fill_value: float | None = None) 
     return _distinct("unique_counts", ordered, starts, valid, fill_value), _counts(starts)
 
 
+@checked
 def unique_inverse(x: Node, /, *, size: Extent, fill_value: float | None = None) -> tuple[Node, Node]:
     """`unique_values`, and for each element of x the int64 index of its value among them, in the shape of x.
 
@@ -254,6 +260,7 @@ def unique_inverse(x: Node, /, *, size: Extent, fill_value: float | None = None)
     return values, inverse
 
 
+@checked
 def unique_all(x: Node, /, *, size: Extent, fill_value: float | None = None) -> tuple[Node, Node, Node, Node]:
     """`unique_values`, the flat index of the first occurrence of each, `unique_inverse` and `unique_counts`.
 
@@ -304,6 +311,7 @@ def _counts(starts: Node) -> Node:
 # Statistics of order.
 
 
+@checked
 def median(x: Node, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> Node:
     """The middle element in order over axes, all by default, or the mean of the two in the middle; NaN if one is NaN.
 
@@ -322,6 +330,7 @@ def median(x: Node, axis: int | Sequence[int] | None = None, *, keepdims: bool =
     return keep_axes(out, x.shape, axes) if keepdims else out
 
 
+@checked
 def quantile(
     x: Node, q: float | Sequence[float], axis: int | Sequence[int] | None = None, *, keepdims: bool = False
 ) -> Node:

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from typing import TypeAlias
 
 from symgrad.errors import GradientError, GraphError
-from symgrad.grad import building, is_linear, plus, push, zeros_like
+from symgrad.grad import building, check_output, is_linear, plus, push, zeros_like
 from symgrad.graph import Graph, Node, Origin, ancestors, describe
 from symgrad.opdef import OPS, Kind
 from symgrad.ops.build import product, uniform_value
@@ -57,13 +57,12 @@ def operation_count(node: Node) -> int:
 
 
 def _check(y: Node, x: Node, order: int) -> None:
+    check_output("derivative", y)
+    check_output("derivative", x)
     if y.graph is not x.graph:
         raise GraphError(f"derivative: {describe(y)} and {describe(x)} belong to different graphs")
     if isinstance(order, bool) or not isinstance(order, int) or order < 0:  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
         raise GradientError(f"derivative: the order must be an integer of at least 0, got {order!r}")
-    for node in (y, x):
-        if not node.dtype.is_float:
-            raise GradientError(f"derivative: {describe(node)} has dtype {node.dtype}; both must be floating")
     if uniform_value(x) is not None:
         raise GradientError(f"derivative: {describe(x)} is a constant; make it an input or a param")
     if y.shape != x.shape:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from symgrad.arguments import Unfinished, not_a_node
 from symgrad.errors import ShapeError
 from symgrad.functions import max, min, where
 from symgrad.gathering import converted
@@ -39,14 +40,15 @@ def at(x: Node) -> At:
     equally among ties. TypeError for anything but a node.
     """
     if not isinstance(x, Node):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
-        raise TypeError(f"at: expected a node, got {type(x).__name__}; use g.const to put an array into a graph")
+        raise not_a_node("at", x)
     return At(x)
 
 
-class At:
+class At(Unfinished):
     """The left side of an update of a node, before its index is known."""
 
     __slots__ = ("_x",)
+    advice = "give it an index and new values, as in sg.at(x)[index].set(values)"
 
     def __init__(self, x: Node) -> None:
         self._x = x
@@ -55,10 +57,11 @@ class At:
         return Place(self._x, index)
 
 
-class Place:
+class Place(Unfinished):
     """The elements of a node at an index, which a method gives new values."""
 
     __slots__ = ("_region", "_x")
+    advice = "give it new values with set, add, multiply, max or min; x[index] reads it"
 
     def __init__(self, x: Node, index: Any) -> None:
         self._x = x

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import operator
 import pickle
@@ -241,6 +242,98 @@ def test_shapes_that_do_not_fit(s: Scene) -> None:
     assert all(n.op.name in ("const", "greater", "broadcast") for n in s.g.nodes[count:])  # of s.x > 0
     mixed = s.g.input("u", (3,), sg.uint64)
     raises(sg.DTypeError, "no data type holds both.*astype", lambda: mixed + s.g.input("j", (3,), sg.int64))
+
+
+# --- what is no node -----------------------------------------------------------------------------------------------
+
+
+WRONG: dict[str, tuple[Callable[[Scene], Any], str]] = {
+    "array": (lambda s: np.ones((2, 3), np.float32), "got ndarray .*g.const"),
+    "list": (lambda s: [s.x, s.x], "got list .*sg.stack"),
+    "None": (lambda s: None, "got None .*g.input"),
+    "text": (lambda s: "x", "got str .*g.input"),
+    "at": (lambda s: sg.at(s.x), r"got At .*set\(values\)"),
+    "place": (lambda s: sg.at(s.x)[0], r"got Place .*set.* x\[index\] reads it"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_no_node(s: Scene, what: str) -> None:
+    value, says = WRONG[what][0](s), WRONG[what][1]
+    for name, action in [
+        ("sum", lambda: sg.sum(value)),
+        ("mean", lambda: sg.mean(x=value)),
+        ("astype", lambda: sg.astype(value, sg.float64)),
+        ("reshape", lambda: sg.reshape(value, (3,))),
+        ("argmax", lambda: sg.argmax(value, axis=0)),
+        ("cumulative_sum", lambda: sg.cumulative_sum(value)),
+        ("zeros_like", lambda: sg.zeros_like(value)),
+        ("relu", lambda: sg.nn.relu(value)),
+        ("categorical", lambda: sg.random.categorical(value)),
+        ("cosine", lambda: sg.optim.cosine(value, 0.1, 10)),
+    ]:
+        raises(TypeError, f"{name}: expected a node, {says}", action)
+
+
+def test_places_are_no_nodes(s: Scene) -> None:
+    place = sg.at(s.x)[0]
+    raises(TypeError, "got Place .*set", lambda: sg.add(s.x, place))
+    raises(AttributeError, "Place is no node and has no 'shape'; .*set", lambda: place.shape, place=False)
+    raises(AttributeError, r"At is no node and has no 'dtype'; .*set\(values\)", lambda: sg.at(s.x).dtype, place=False)
+
+
+def test_no_graph(s: Scene) -> None:
+    for name, action in [
+        ("zeros", lambda: sg.zeros(s.x, (3,))),
+        ("linspace", lambda: sg.linspace(s.x, 0.0, 1.0, 3)),
+        ("uniform", lambda: sg.random.uniform(s.x, (3,))),
+        ("step_counter", lambda: sg.optim.step_counter(s.x)),
+    ]:
+        raises(TypeError, f"{name}: expected a graph, got Node .*pass node.graph", action)
+    raises(TypeError, r"ones: expected a graph, got tuple .*sg.Graph\(\)", lambda: sg.ones((3, 4), sg.float32))
+
+
+# Wrong values of the other parameters are not the subject: numbers, shapes and functions.
+TAKES_NODES = ("Node", "Graph", "Operand", "Sequence[Node]", "Iterable[Node]", "Node | Sequence[Node]")
+MODULES = {"": sg, "nn.": sg.nn, "linalg.": sg.linalg, "optim.": sg.optim, "random.": sg.random}
+
+
+def is_public(module: Any, name: str, value: object) -> bool:
+    if not inspect.isfunction(value):
+        return False
+    listed = getattr(module, "__all__", None)
+    return name in listed if listed else value.__module__ == module.__name__ and not name.startswith("_")
+
+
+FUNCTIONS = {
+    prefix + name: f
+    for prefix, module in MODULES.items()
+    for name, f in vars(module).items()
+    if is_public(module, name, f)
+}
+
+
+@pytest.mark.parametrize("what", ["array", "list", "None", "text", "place"])
+def test_every_function_says_what_is_no_node(s: Scene, what: str) -> None:
+    """No function of nodes ends in an AttributeError or KeyError of its inside."""
+    wrong = WRONG[what][0](s)
+    bare: list[str] = []
+    for name, f in FUNCTIONS.items():
+        parameters = [p for p in inspect.signature(f).parameters.values() if p.default is p.empty]
+        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        annotations = [p.annotation for p in parameters]
+        named = {p.name: 1 for p in parameters if p.kind is p.KEYWORD_ONLY}
+        for k in range(len(names)):
+            if annotations[k] not in TAKES_NODES:
+                continue
+            given = [wrong if j == k else s.g if p.annotation == "Graph" else s.x for j, p in enumerate(parameters)]
+            try:
+                f(*given[: len(names)], **named)
+            except (AttributeError, KeyError) as error:
+                bare.append(f"{name}({names[k]}): {error!r}")
+            except (TypeError, ValueError):
+                pass
+    assert not bare
 
 
 # --- two graphs ----------------------------------------------------------------------------------------------------

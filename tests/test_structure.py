@@ -33,7 +33,7 @@ LAYERS = (
     ("errors",),
     ("opdef",),
     ("printer", "storage", "graph"),
-    ("program", "states"),
+    ("arguments", "program", "states"),
     ("ops", "ops.*"),
     ("operators",),
     ("shaping", "contraction", "creation", "indexing", "gathering", "functions"),
