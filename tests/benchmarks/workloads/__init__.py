@@ -9,6 +9,7 @@ from tests.benchmarks.workloads import (
     burgers,
     cnn,
     derivative10,
+    gpt,
     layer_norm,
     logistic_hessian,
     matmul,
@@ -20,6 +21,6 @@ from tests.benchmarks.workloads.base import Workload
 
 MODULES = (
     *(mlp, cnn, matmul, softmax_xent, layer_norm, black_scholes, derivative10),
-    *(logistic_hessian, mlp_hvp, burgers),
+    *(logistic_hessian, mlp_hvp, burgers, gpt),
 )
 WORKLOADS: dict[str, Workload] = {workload.name: workload for module in MODULES for workload in module.WORKLOADS}

@@ -42,3 +42,10 @@ class Workload:
     def make_inputs(self) -> Inputs:
         """The inputs, the same in every process."""
         return self.inputs(np.random.default_rng(SEED))
+
+
+def builds_in(module: Mapping[str, Any]) -> dict[str, Build]:
+    """The functions `build_SYSTEM` of a module by system; an underscore stands for the dot in the name of a system."""
+    prefix = "build_"
+    named = {name.removeprefix(prefix): value for name, value in module.items() if name.startswith(prefix)}
+    return {name.replace("_", "."): build for name, build in named.items()}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload
+from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload, builds_in
 
 OPTIONS = 1_000_000
 NAMES = ("spot", "strike", "years", "rate", "sigma")
@@ -165,12 +165,6 @@ WORKLOADS = (
         tolerance=2e-5,
         inputs=make_inputs,
         reference=reference,
-        builds={
-            "symgrad": build_symgrad,
-            "jax": build_jax,
-            "torch": build_torch,
-            "torch.compile": build_torch_compile,
-            "pytensor": build_pytensor,
-        },
+        builds=builds_in(globals()),
     ),
 )

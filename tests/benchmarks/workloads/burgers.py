@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload
+from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload, builds_in
 
 POINTS = 4096
 WIDTHS = (2, 32, 32, 32, 32, 1)
@@ -202,12 +202,6 @@ WORKLOADS = (
         tolerance=1e-5,
         inputs=make_inputs,
         reference=reference,
-        builds={
-            "symgrad": build_symgrad,
-            "jax": build_jax,
-            "torch": build_torch,
-            "torch.compile": build_torch_compile,
-            "pytensor": build_pytensor,
-        },
+        builds=builds_in(globals()),
     ),
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload
+from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload, builds_in
 
 BATCH, SIDE, CLASSES = 64, 28, 10
 CHANNELS = (1, 32, 64)
@@ -229,12 +229,7 @@ WORKLOADS = (
         tolerance=1e-5,
         inputs=make_inputs,
         reference=reference,
-        builds={
-            "symgrad": build_symgrad,
-            "jax": build_jax,
-            "torch": build_torch,
-            "torch.compile": build_torch_compile,
-        },
+        builds=builds_in(globals()),
         compared_steps=COMPARED_STEPS,
     ),
 )

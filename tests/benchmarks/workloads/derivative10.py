@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload
+from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload, builds_in
 
 ORDER = 10
 POINTS = 1000
@@ -137,13 +137,6 @@ WORKLOADS = (
         tolerance=1e-10,
         inputs=make_inputs,
         reference=reference,
-        builds={
-            "symgrad": build_symgrad,
-            "jax": build_jax,
-            "jax.jet": build_jax_jet,
-            "torch": build_torch,
-            "torch.compile": build_torch_compile,
-            "pytensor": build_pytensor,
-        },
+        builds=builds_in(globals()),
     ),
 )

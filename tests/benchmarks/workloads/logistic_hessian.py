@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload
+from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload, builds_in
 
 ROWS, VARIABLES = 1000, 100
 
@@ -97,12 +97,6 @@ WORKLOADS = (
         tolerance=1e-12,
         inputs=make_inputs,
         reference=reference,
-        builds={
-            "symgrad": build_symgrad,
-            "jax": build_jax,
-            "torch": build_torch,
-            "torch.compile": build_torch_compile,
-            "pytensor": build_pytensor,
-        },
+        builds=builds_in(globals()),
     ),
 )

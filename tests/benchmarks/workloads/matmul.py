@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload
+from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload, builds_in
 
 
 def make_inputs(rng: np.random.Generator, *, m: int, k: int, n: int) -> Inputs:
@@ -81,14 +81,7 @@ def _workload(name: str, m: int, k: int, n: int) -> Workload:
         tolerance=2e-6,
         inputs=partial(make_inputs, m=m, k=k, n=n),
         reference=reference,
-        builds={
-            "symgrad": build_symgrad,
-            "jax": build_jax,
-            "torch": build_torch,
-            "torch.compile": build_torch_compile,
-            "pytensor": build_pytensor,
-            "numpy": build_numpy,
-        },
+        builds=builds_in(globals()),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload
+from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload, builds_in
 
 ROWS, CLASSES = 4096, 4096
 
@@ -107,12 +107,6 @@ WORKLOADS = (
         tolerance=1e-5,
         inputs=make_inputs,
         reference=reference,
-        builds={
-            "symgrad": build_symgrad,
-            "jax": build_jax,
-            "torch": build_torch,
-            "torch.compile": build_torch_compile,
-            "pytensor": build_pytensor,
-        },
+        builds=builds_in(globals()),
     ),
 )
