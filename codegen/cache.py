@@ -11,10 +11,10 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from codegen import jit
 from codegen.target import Target
@@ -22,18 +22,26 @@ from symgrad.errors import CompileError
 
 MAGIC = b"symgrad object 1\n"
 LIMIT = 256 << 20
+BLOCK = 4096
 # Temporary files of processes that ended while writing are removed after so many seconds.
 STALE_SECONDS = 3600
 
 
-def object_key(texts: Iterable[str], target: Target, options: str = "") -> str:
-    """The name of the object of some kernels: their texts, the target, the options, and all that makes code of them."""
+def object_key(text: str, target: Target, options: str = "") -> str:
+    """The name of the object of a kernel: its text, the target, the options, and all that makes code of it."""
+    digest = _common(target, options, jit.versions(), _sources()).copy()
+    digest.update(text.encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=4)
+def _common(target: Target, *parts: str) -> Any:
     digest = hashlib.sha256()
-    for part in (repr(target), options, jit.versions(), _sources(), *texts):
+    for part in (repr(target), *parts):
         data = part.encode()
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
-    return digest.hexdigest()
+    return digest
 
 
 @lru_cache(maxsize=1)
@@ -65,15 +73,8 @@ class ObjectCache:
         except OSError as error:
             raise CompileError(f"the cache of machine code cannot be kept in {folder}: {error}") from error
 
-    def get(self, key: str, make: Callable[[], bytes]) -> bytes:
-        """The object with this key, made if it is not there."""
-        found = self._read(key)
-        if found is None:
-            found = make()
-            self._write(key, found)
-        return found
-
-    def _read(self, key: str) -> bytes | None:
+    def find(self, key: str) -> bytes | None:
+        """The object with this key, whole as it was kept, or None."""
         path = self.folder / key
         try:
             data = path.read_bytes()
@@ -89,14 +90,14 @@ class ObjectCache:
             os.utime(path)
         return code
 
-    def _write(self, key: str, code: bytes) -> None:
+    def keep(self, key: str, code: bytes) -> None:
+        """Keep an object under a key, if the folder can be written."""
         temporary = ""
         try:
             handle, temporary = tempfile.mkstemp(prefix="tmp-", dir=self.folder)
             with os.fdopen(handle, "wb") as file:
+                # Not forced to the disk: what a crash leaves of it has another checksum.
                 file.write(MAGIC + hashlib.sha256(code).digest() + code)
-                file.flush()
-                os.fsync(file.fileno())
             os.replace(temporary, self.folder / key)
         except OSError:
             if temporary:
@@ -105,7 +106,7 @@ class ObjectCache:
             return
         if self._unchecked is None or self._unchecked > self.limit // 16:
             self._shrink()
-        self._unchecked = (self._unchecked or 0) + len(code)
+        self._unchecked = (self._unchecked or 0) + _occupied(len(code))
 
     def _shrink(self) -> None:
         """Remove the files used longest ago down to three quarters of the limit, and those left half written."""
@@ -114,7 +115,7 @@ class ObjectCache:
         for path in self.folder.iterdir():
             with contextlib.suppress(OSError):
                 info = path.stat()
-                found.append((info.st_mtime, info.st_size, path))
+                found.append((info.st_mtime, _occupied(info.st_size), path))
         if not found:
             return
         newest = max(when for when, _, _ in found)
@@ -127,6 +128,11 @@ class ObjectCache:
             with contextlib.suppress(OSError):
                 path.unlink()
                 total -= size
+
+
+def _occupied(size: int) -> int:
+    """About how many bytes of a disk a file takes: whole blocks, and its entry."""
+    return (size // BLOCK + 2) * BLOCK
 
 
 def _check_private(folder: Path) -> None:

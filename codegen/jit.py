@@ -6,12 +6,14 @@ is held over a fork, so that a child never finds LLVM in the middle of something
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import threading
 import weakref
+from collections import deque
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +81,137 @@ def compile_object(text: str, target: Target, *, passes: bool = False, level: in
     pipeline over it first. CompileError names the line that LLVM does not accept. What LLVM accepts but cannot lower
     ends the process: emit only constructs known to work on the target.
     """
-    with _lock, _module(text, target, passes, level) as module:
-        return _machine(target, level).emit_object(module)
+    with _lock:
+        job = _Job(text, target, level, passes)
+        job.emit(0)
+        return job.result()
+
+
+class Batch:
+    """Modules of LLVM text for one target that become objects while the caller goes on, several at a time.
+
+    A context manager; until it is left, no other thread uses LLVM and the process does not fork. Without helpers a
+    module is compiled when it is added. Errors are those of `compile_object`.
+    """
+
+    def __init__(self, target: Target, helpers: int) -> None:
+        self._target = target
+        self._helpers = helpers
+        self._threads: list[threading.Thread] = []
+        self._changed = threading.Condition()
+        self._waiting: deque[_Job] = deque()
+        self._jobs: list[_Job] = []
+        self._idle = 0
+        self._left = False
+
+    def __enter__(self) -> Batch:
+        _lock.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._left = True
+            self._waiting.clear()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        for job in self._jobs:
+            job.close()
+        _close_dropped()
+        _lock.release()
+
+    def add(self, text: str, level: int = 2) -> int:
+        """Begin to compile a module. Returns the number its object is asked for with."""
+        job = _Job(text, self._target, level, passes=False)
+        self._jobs.append(job)
+        if not self._helpers:
+            job.emit(0)
+            return len(self._jobs) - 1
+        with self._changed:
+            self._waiting.append(job)
+            if len(self._waiting) > self._idle and len(self._threads) < self._helpers:
+                lane = len(self._threads) + 1
+                thread = threading.Thread(target=self._help, args=(lane,), name=f"symgrad compiler {lane}", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._changed.notify()
+        return len(self._jobs) - 1
+
+    def object(self, number: int) -> bytes:
+        """The object of a module, once it is there. It is given once."""
+        job = self._jobs[number]
+        with self._changed:
+            self._changed.wait_for(lambda: job.done)
+        return job.result()
+
+    def _help(self, lane: int) -> None:
+        while True:
+            with self._changed:
+                self._idle += 1
+                self._changed.wait_for(lambda: self._waiting or self._left)
+                self._idle -= 1
+                if not self._waiting:
+                    return
+                job = self._waiting.popleft()
+            job.emit(lane)
+            with self._changed:
+                self._changed.notify_all()
+
+
+class _Job:
+    """A module and the object it becomes.
+
+    Only `emit` is for other threads than the one that makes it. It is one call into LLVM, because a thread that comes
+    back from one waits until the interpreter gives it a turn.
+    """
+
+    def __init__(self, text: str, target: Target, level: int, passes: bool) -> None:
+        from llvmlite.binding import ffi  # pyright: ignore[reportMissingTypeStubs]
+
+        self._target = target
+        self._level = level
+        self._ffi: Any = ffi
+        self._buffer: Any = None
+        self._failure: BaseException | None = None
+        self.done = False
+        with ExitStack() as stack:
+            self._module = stack.enter_context(_module(text, target, passes, level))
+            self._problem = stack.enter_context(self._ffi.OutputString())
+            self._stack = stack.pop_all()
+
+    def emit(self, lane: int) -> None:
+        """Generate code. What runs at the same time has another lane: a target machine serves one at a time.
+
+        The call goes around the binding's lock, which would let only one thread generate code. LLVM itself does so in
+        any number of threads, each with a context and a target machine of its own.
+        """
+        try:
+            machine = _machine(self._target, self._level, lane)
+            locked = self._ffi.lib.LLVMPY_TargetMachineEmitToMemory
+            self._buffer = getattr(locked, "_cfn", locked)(machine, self._module, 1, self._problem)
+        except BaseException as error:  # whatever it is, it is raised in the thread that asks for the object
+            self._failure = error
+        self.done = True
+
+    def result(self) -> bytes:
+        """The object, once; the module is gone then."""
+        with self._stack:
+            if self._failure is not None:
+                raise self._failure
+            if not self._buffer:
+                raise CompileError(f"LLVM could not make an object: {self._problem}")
+            lib, buffer, self._buffer = self._ffi.lib, self._buffer, None
+            try:
+                return ctypes.string_at(lib.LLVMPY_GetBufferStart(buffer), lib.LLVMPY_GetBufferSize(buffer))
+            finally:
+                lib.LLVMPY_DisposeMemoryBuffer(buffer)
+
+    def close(self) -> None:
+        """Let go of the module, asked for or not."""
+        with self._stack:
+            if self._buffer:
+                self._ffi.lib.LLVMPY_DisposeMemoryBuffer(self._buffer)
+                self._buffer = None
 
 
 def assembly(text: str, target: Target, *, passes: bool = False, level: int = 2) -> str:
@@ -122,6 +253,7 @@ def link(objects: Iterable[bytes], symbols: Iterable[str]) -> Library:
     names = tuple(dict.fromkeys(symbols))
     with _lock:
         binding = _llvm()
+        _close_dropped()
         builder = binding.JITLibraryBuilder().add_current_process()
         for data in objects:
             builder.add_object_img(data)
@@ -139,8 +271,23 @@ def link(objects: Iterable[bytes], symbols: Iterable[str]) -> Library:
         return Library(tracker, engine, {name: tracker[name] for name in names})
 
 
+# Engines nobody uses any more, until the lock is free.
+_dropped: list[tuple[Any, Any]] = []
+
+
 def _drop(tracker: Any, engine: Any) -> None:
-    with _lock:
+    _dropped.append((tracker, engine))
+    # The collector may run in a thread that a batch waits for, and the batch has the lock.
+    if _lock.acquire(blocking=False):
+        try:
+            _close_dropped()
+        finally:
+            _lock.release()
+
+
+def _close_dropped() -> None:
+    while _dropped:
+        tracker, engine = _dropped.pop()
         tracker.close()
         engine.close()
 
@@ -149,7 +296,6 @@ def _drop(tracker: Any, engine: Any) -> None:
 def _module(text: str, target: Target, passes: bool, level: int) -> Generator[Any]:
     """The verified module of this text, in an LLVM context of its own so that nothing of it outlives the compile."""
     binding = _llvm()
-    machine = _machine(target, level)
     with binding.create_context() as context:
         try:
             module = binding.parse_assembly(text, context)
@@ -157,13 +303,13 @@ def _module(text: str, target: Target, passes: bool, level: int) -> Generator[An
             raise CompileError(_explain("LLVM text does not parse", str(error), text)) from None
         with module:
             module.triple = target.triple
-            module.data_layout = _data_layout(target, level)
+            module.data_layout = _data_layout(target)
             try:
                 module.verify()
             except RuntimeError as error:
                 raise CompileError(_explain("LLVM text is invalid", str(error), text)) from None
             if passes:
-                _run_passes(binding, module, machine)
+                _run_passes(binding, module, _machine(target, level))
             yield module
 
 
@@ -212,7 +358,7 @@ def _foreign() -> None:
 
 
 @cache
-def _machine(target: Target, level: int) -> Any:
+def _machine(target: Target, level: int, lane: int = 0) -> Any:
     binding = _llvm()
     if target.triple != binding.get_process_triple():
         _foreign()
@@ -231,8 +377,8 @@ def _machine(target: Target, level: int) -> Any:
 
 
 @cache
-def _data_layout(target: Target, level: int) -> str:
-    return str(_machine(target, level).target_data)
+def _data_layout(target: Target) -> str:
+    return str(_machine(target, 2).target_data)
 
 
 def _is_arm(machine: str) -> bool:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 from codegen import jit
-from codegen.build import KernelStore, build
+from codegen.build import build
 from codegen.cache import ObjectCache
+from codegen.machine_code import KernelStore
 from codegen.target import Target
 from codegen.threads import default_workers
 from symgrad.errors import CompileError, GraphError
@@ -215,7 +216,7 @@ def make_executable(
             target=target,
             workers=workers,
             verify=asked.verify,
-            report=report,
+            report=report if asked.debug or asked.dump else None,
             cache=cache,
             profiled=asked.profile,
         )

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 import symgrad as sg
-from codegen import build as building
 from codegen import jit
+from codegen import works as working
 from codegen.emit import emit, module_text
 from codegen.group import Group
 from codegen.loop import Kernel
@@ -75,10 +75,11 @@ class Lowered:
 
 def kernels_of(program: Program, target: Target) -> list[Lowered]:
     """What code generation makes of each group of a program."""
-    groups, naive = building._groups(prepare(program))
     return [
-        Lowered(one, kernel, params, schedule(kernel, one.anchor, target))
-        for one, (kernel, params) in zip(groups, naive, strict=True)
+        Lowered(
+            one, naive.kernel, tuple(like.nodes[k] for k in naive.places), schedule(naive.kernel, one.anchor, target)
+        )
+        for one, like, naive in working._lowered(prepare(program), verify=True)
     ]
 
 

@@ -16,9 +16,11 @@ import pytest
 import symgrad as sg
 from codegen import cache as caching
 from codegen import jit
-from codegen.build import KernelStore, build
+from codegen.build import build
 from codegen.cache import MAGIC, ObjectCache, object_key
+from codegen.machine_code import KernelStore
 from symgrad.errors import CompileError
+from symgrad.optimize import optimize
 from symgrad.program import Program
 from symgrad.settings import read_settings
 
@@ -42,6 +44,13 @@ def _never() -> bytes:
     raise AssertionError("this object is in the cache")
 
 
+def kept(cache: ObjectCache, key: str, code: bytes) -> bytes:
+    """The object under a key, kept there if it is not."""
+    if cache.find(key) is None:
+        cache.keep(key, code)
+    return cache.find(key) or b""
+
+
 def _only_file(folder: Path) -> Path:
     (path,) = folder.iterdir()
     return path
@@ -50,7 +59,7 @@ def _only_file(folder: Path) -> Path:
 def test_code_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _compiled(ObjectCache(tmp_path))
     made = _only_file(tmp_path)
-    monkeypatch.setattr(jit, "compile_object", lambda *args, **options: _never())
+    monkeypatch.setattr(jit.Batch, "add", lambda *args: _never())
     _compiled(ObjectCache(tmp_path))
     assert _only_file(tmp_path) == made
     with pytest.raises(AssertionError):
@@ -67,12 +76,37 @@ def test_cached_code_computes_the_same(tmp_path: Path) -> None:
         "sys.stdout.write(b''.join(a.tobytes() for a in results).hex())"
     )
     environment = {**os.environ, "SYMGRAD_CACHE": str(tmp_path)}
-    first, second = (
-        subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True, capture_output=True).stdout
-        for _ in range(2)
-    )
-    assert first == second != b""
-    assert len(list((tmp_path / "objects").iterdir())) == 1
+    results: list[bytes] = []
+    files: list[set[str]] = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True, capture_output=True)
+        results.append(done.stdout)
+        files.append({p.name for p in (tmp_path / "objects").iterdir()})
+    assert results[0] == results[1] != b""
+    assert files[0] == files[1]
+    assert len(files[0]) > 2
+
+
+def test_only_kernels_that_changed_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kernel has an entry of its own, whatever it is compiled together with."""
+    made: list[str] = []
+    add = jit.Batch.add
+    monkeypatch.setattr(jit.Batch, "add", lambda self, text: (made.append(text), add(self, text))[1])
+
+    def count(width: int) -> int:
+        made.clear()
+        graph = sg.Graph()
+        x = graph.input("x", (5, 8))
+        y = sg.nn.softmax(sg.sum(sg.exp(x), axis=0))
+        z = sg.sum(sg.tanh(graph.input("z", (width, 3))), axis=1)
+        build(
+            optimize(Program(graph, tuple(graph.inputs), (y, z)), "infer"), KernelStore(), cache=ObjectCache(tmp_path)
+        )
+        return len(made)
+
+    first = count(7)
+    assert first >= 2
+    assert (count(7), count(9), count(9)) == (0, 1, 0)
 
 
 DAMAGES = {
@@ -88,30 +122,30 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_files_are_made_again(tmp_path: Path, damage: str) -> None:
     cache = ObjectCache(tmp_path)
-    assert cache.get("key", lambda: b"code" * 50) == b"code" * 50
+    assert kept(cache, "key", b"code" * 50) == b"code" * 50
     path = tmp_path / "key"
     whole = path.read_bytes()
     path.write_bytes(DAMAGES[damage](whole))
-    assert cache.get("key", lambda: b"code" * 50) == b"code" * 50
+    assert kept(cache, "key", b"code" * 50) == b"code" * 50
     assert path.read_bytes() == whole
-    assert cache.get("key", _never) == b"code" * 50
+    assert cache.find("key") == b"code" * 50
 
 
 def test_the_key_has_everything_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {
-        object_key(["a", "b"], TARGET),
-        object_key(["ab"], TARGET),
-        object_key(["b", "a"], TARGET),
-        object_key(["a", "b"], TARGET, "level 3"),
-        object_key(["a", "b"], replace(TARGET, cpu="another")),
-        object_key(["a", "b"], replace(TARGET, features=TARGET.features + ",+new")),
-        object_key(["a", "b"], replace(TARGET, l2=TARGET.l2 * 2)),
+        object_key("a", TARGET),
+        object_key("ab", TARGET),
+        object_key("b", TARGET),
+        object_key("a", TARGET, "level 3"),
+        object_key("a", replace(TARGET, cpu="another")),
+        object_key("a", replace(TARGET, features=TARGET.features + ",+new")),
+        object_key("a", replace(TARGET, l2=TARGET.l2 * 2)),
     }
-    assert object_key(["a", "b"], TARGET) in keys
+    assert object_key("a", TARGET) in keys
     monkeypatch.setattr(jit, "versions", lambda: "llvmlite 99")
-    keys.add(object_key(["a", "b"], TARGET))
+    keys.add(object_key("a", TARGET))
     monkeypatch.setattr(caching, "_sources", lambda: "other sources")
-    keys.add(object_key(["a", "b"], TARGET))
+    keys.add(object_key("a", TARGET))
     assert len(keys) == 9
 
 
@@ -120,7 +154,7 @@ def test_the_folder_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     open_to_all = tmp_path / "open"
     open_to_all.mkdir()
     open_to_all.chmod(0o777)
-    ObjectCache(open_to_all).get("key", lambda: b"code")
+    ObjectCache(open_to_all).keep("key", b"code")
     assert open_to_all.stat().st_mode & 0o777 == 0o700
     assert (open_to_all / "key").stat().st_mode & 0o777 == 0o600
     monkeypatch.setattr(os, "getuid", lambda: 12345)
@@ -137,14 +171,15 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_not_kept(tmp_path: Path) -> None:
     cache = ObjectCache(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    assert cache.get("key", lambda: b"code") == b"code"
+    cache.keep("key", b"code")
+    assert cache.find("key") is None
 
 
 def test_the_size_is_bounded(tmp_path: Path) -> None:
     cache = ObjectCache(tmp_path, limit=100_000)
     now = time.time()
     for k in range(60):
-        cache.get(f"{k:02}", lambda: bytes(5_000))
+        cache.keep(f"{k:02}", bytes(5_000))
         os.utime(tmp_path / f"{k:02}", (now - 100 + k, now - 100 + k))
     left = sorted(p.name for p in tmp_path.iterdir())
     assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 110_000
@@ -155,7 +190,7 @@ def test_half_written_files_go(tmp_path: Path) -> None:
     (tmp_path / "tmp-old").write_bytes(b"half")
     os.utime(tmp_path / "tmp-old", (1, 1))
     (tmp_path / "tmp-new").write_bytes(b"half")
-    ObjectCache(tmp_path).get("key", lambda: b"code")
+    ObjectCache(tmp_path).keep("key", b"code")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["key", "tmp-new"]
 
 
@@ -166,7 +201,9 @@ def test_many_processes_share_a_folder(tmp_path: Path) -> None:
         "for turn in range(60):\n"
         "    for k in range(6):\n"
         "        want = bytes([(turn + k) % 9]) * 5_000\n"
-        "        assert cache.get(str((turn + k) % 9), lambda: want) == want\n"
+        "        found = cache.find(str((turn + k) % 9))\n"
+        "        assert found in (None, want)\n"
+        "        if found is None: cache.keep(str((turn + k) % 9), want)\n"
     )
     running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT) for _ in range(4)]
     assert [p.wait() for p in running] == [0] * 4

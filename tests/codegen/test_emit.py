@@ -10,9 +10,10 @@ from kernel_cases import CASES, NARROW, TYPED, WIDE, kernels_of, program_of
 
 import symgrad as sg
 from codegen import jit
-from codegen.build import KernelStore, build
+from codegen.build import build
 from codegen.emit import emit, module_text
 from codegen.loop import Accumulate, Bind, Body, For, Kernel, loops_of
+from codegen.machine_code import KernelStore
 from codegen.target import Target
 from symgrad.errors import SymgradError
 from symgrad.opdef import OPS, Kind
@@ -186,7 +187,7 @@ def test_matrix_product_keeps_its_tile_in_registers(width: int, dtype: DType) ->
         report=lambda stage, text: found.append(text) if stage == "llvm" else None,
     )
     kernels = [part.kernel for low in kernels_of(program, target) for part in low.scheduled]
-    assembly = jit.assembly("\n".join(found), target)
+    assembly = "\n".join(jit.assembly(text, target) for text in found)
     loop = max(basic_blocks(assembly), key=lambda block: sum("vfmadd" in line for line in block))
     framed = re.search(r"movq\s+%rsp, %rbp", assembly) is not None
     stack = [line for line in loop if "(%rsp" in line or (framed and "(%rbp" in line)]

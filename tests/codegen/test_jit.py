@@ -199,3 +199,45 @@ def test_import_does_nothing_and_exit_is_clean(code: str) -> None:
     source = f"import sys; sys.path.insert(0, {ROOT!r}); text = {DOUBLE!r}; {code}"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("helpers", [0, 1, 3])
+def test_a_batch_makes_the_objects_of_its_modules(helpers: int) -> None:
+    target = jit.host_target()
+    texts = [DOUBLE.replace("twice", f"twice{k}") for k in range(12)]
+    with jit.Batch(target, helpers) as batch:
+        numbers = [batch.add(text) for text in texts]
+        made = [batch.object(number) for number in reversed(numbers)][::-1]
+    assert made == [jit.compile_object(text, target) for text in texts]
+    assert not [t for t in threading.enumerate() if t.name.startswith("symgrad compiler")]
+
+
+@pytest.mark.parametrize("helpers", [0, 2])
+def test_a_batch_that_is_left_early(helpers: int) -> None:
+    """Modules nobody asked for, a wrong one, an error of the caller: the next batch finds all in order."""
+    target = jit.host_target()
+
+    def wrong() -> None:
+        with jit.Batch(target, helpers) as batch:
+            for _ in range(5):
+                batch.add(DOUBLE)
+            batch.add("nonsense")
+
+    with pytest.raises(CompileError, match="does not parse"):
+        wrong()
+    assert not [t for t in threading.enumerate() if t.name.startswith("symgrad compiler")]
+    with jit.Batch(target, helpers) as batch:
+        assert batch.object(batch.add(DOUBLE)) == jit.compile_object(DOUBLE, target)
+
+
+def test_libraries_dropped_while_another_thread_compiles_are_closed_later() -> None:
+    """The collector may drop one in a thread that a batch waits for."""
+    target = jit.host_target()
+    libraries = [jit.link([jit.compile_object(DOUBLE, target)], ["twice"]) for _ in range(3)]
+    with jit.Batch(target, 1):
+        thread = threading.Thread(target=libraries.clear)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+        assert len(jit._dropped) == 3
+    assert not jit._dropped

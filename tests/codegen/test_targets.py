@@ -5,7 +5,8 @@ import pytest
 
 import symgrad as sg
 from codegen import jit
-from codegen.build import KernelStore, build
+from codegen.build import build
+from codegen.machine_code import KernelStore
 from codegen.target import Target
 from symgrad.optimize import optimize
 
