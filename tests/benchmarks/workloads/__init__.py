@@ -15,12 +15,13 @@ from tests.benchmarks.workloads import (
     matmul,
     mlp,
     mlp_hvp,
+    resnet,
     softmax_xent,
 )
 from tests.benchmarks.workloads.base import Workload
 
 MODULES = (
     *(mlp, cnn, matmul, softmax_xent, layer_norm, black_scholes, derivative10),
-    *(logistic_hessian, mlp_hvp, burgers, gpt),
+    *(logistic_hessian, mlp_hvp, burgers, gpt, resnet),
 )
 WORKLOADS: dict[str, Workload] = {workload.name: workload for module in MODULES for workload in module.WORKLOADS}

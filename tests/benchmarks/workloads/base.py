@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -44,8 +45,11 @@ class Workload:
         return self.inputs(np.random.default_rng(SEED))
 
 
-def builds_in(module: Mapping[str, Any]) -> dict[str, Build]:
-    """The functions `build_SYSTEM` of a module by system; an underscore stands for the dot in the name of a system."""
+def builds_in(module: Mapping[str, Any], **parameters: Any) -> dict[str, Build]:
+    """The functions `build_SYSTEM` of a module by system, with these parameters set.
+
+    An underscore stands for the dot in the name of a system.
+    """
     prefix = "build_"
     named = {name.removeprefix(prefix): value for name, value in module.items() if name.startswith(prefix)}
-    return {name.replace("_", "."): build for name, build in named.items()}
+    return {name.replace("_", "."): partial(build, **parameters) for name, build in named.items()}
