@@ -5,9 +5,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import chart
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,3 +39,23 @@ def test_system_over_the_limit_is_reported() -> None:
     done = run("--limit", "0.001")
     assert done.returncode == 0, done.stderr
     assert "no result in 0.001 s" in done.stdout
+
+
+def test_page_has_the_table_of_its_results() -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = re.findall(r"`(tests/benchmarks/results/[^`]+\.json)`", page)
+    text = chart.table(chart.load([ROOT / name for name in names]))
+    assert text in page
+    assert chart.with_table(page, text) == page
+    with pytest.raises(ValueError, match="has no table"):
+        chart.with_table("a page", text)
+
+
+def test_pictures_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    results = ROOT / "tests/benchmarks/results"
+    light, dark = chart.draw(chart.load(sorted(results.glob("*.json"))), tmp_path)
+    for drawn in (light, dark):
+        text = drawn.read_text(encoding="utf-8")
+        assert all(f">{label}</text>" in text for label in ("symgrad", "torch.compile", "derivative10"))
+    assert chart.draw(chart.load(sorted(results.glob("*.json"))), tmp_path)[0].read_bytes() == light.read_bytes()

@@ -21,7 +21,7 @@ from tests.benchmarks.workloads import (
 from tests.benchmarks.workloads.base import Workload
 
 MODULES = (
-    *(mlp, cnn, matmul, softmax_xent, layer_norm, black_scholes, derivative10),
-    *(logistic_hessian, mlp_hvp, burgers, gpt, resnet),
+    *(mlp, cnn, gpt, burgers, mlp_hvp, logistic_hessian),
+    *(matmul, resnet, softmax_xent, layer_norm, black_scholes, derivative10),
 )
 WORKLOADS: dict[str, Workload] = {workload.name: workload for module in MODULES for workload in module.WORKLOADS}
