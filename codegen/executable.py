@@ -6,7 +6,7 @@ import ctypes
 import struct
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,11 +15,13 @@ import numpy as np
 
 from codegen import threads
 from codegen.driver import BARRIER, GUARD
-from codegen.plan import MemoryPlan, Work
+from codegen.footprint import peak_lines
+from codegen.plan import MemoryPlan, Work, original
 from codegen.profile import Profile, kernel_table
-from symgrad.graph import Node
+from symgrad.graph import Node, describe
 from symgrad.program import Program
 from symgrad.storage import aligned_copy
+from symgrad.types import static_size
 
 if TYPE_CHECKING:
     from symgrad.types import Array
@@ -127,8 +129,11 @@ class Executable:
         workers: int,
         *,
         profiled: bool = False,
+        sizes: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
+        """`sizes` gives the bytes of values as numbers that remember the symbolic extents they come from."""
         self.program = program
+        self.sizes = sizes
         self.launches = launches
         self.memory = memory
         self.workers = workers
@@ -173,7 +178,7 @@ class Executable:
         return status
 
     def report(self) -> str:
-        """A line per kernel (| where workers meet before it), then the totals; with times when they are measured."""
+        """A line per kernel (| where workers meet before it), the totals, what takes the memory; measured times."""
         works = [one.work for one in self.launches]
         used = self.workers if self.parallel else 1
         timed = self.profile if self.profile is not None and self.profile.calls else None
@@ -185,12 +190,43 @@ class Executable:
         )
         if timed is not None:
             lines.append(f"  {timed.summary(used)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {line}" for line in self._memory_lines())])
+
+    def _memory_lines(self) -> list[str]:
+        """What takes memory: first what is outside of the arena, then its peak."""
+        states = [array.nbytes for slot, array in self.standing.items() if slot in self.state_slots]
+        parts = {
+            "inputs": sum(map(_bytes, self.program.inputs)),
+            "outputs": sum(map(_bytes, self.program.outputs)),
+            "states": sum(states),
+            "constants": sum(array.nbytes for array in self.standing.values()) - sum(states),
+        }
+        text = ", ".join(f"{name} {count:,} bytes" for name, count in parts.items())
+        works = [one.work for one in self.launches]
+        sizes: Mapping[str, int] = self.sizes() if self.sizes is not None else {}
+        about = describer(self.program, works)
+        return [f"outside of the arena: {text}", *peak_lines(works, self.memory, about, sizes)]
+
+
+def describer(program: Program, works: Sequence[Work]) -> Callable[[str], str]:
+    """What tells of a value what it is and where the user made it."""
+    nodes = {value_name(n): n for n in program.nodes}
+    labels = {v: w.label for w in works for v in w.writes}
+
+    def text(value: str) -> str:
+        again = " (again)" if original(value) != value else ""
+        return describe(nodes[original(value)]) + again if original(value) in nodes else labels[value]
+
+    return text
 
 
 def value_name(node: Node) -> str:
     """What a stored node is called in plans: named nodes by kind and name, others by number."""
     return f"{node.op.name}:{node.name}" if node.name else f"n{node.id}"
+
+
+def _bytes(node: Node) -> int:
+    return static_size(node.shape) * node.dtype.itemsize
 
 
 def _standing(program: Program) -> dict[str, Array]:

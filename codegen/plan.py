@@ -11,6 +11,7 @@ import numpy as np
 from codegen.loop import Kernel
 
 ALIGNMENT = 64
+_AGAIN = " again "
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,16 @@ class Work:
     def bytes(self) -> int:
         """Bytes of all parameters."""
         return sum(b.size * b.dtype.itemsize for b in self.kernel.params)
+
+
+def again_name(value: str, count: int) -> str:
+    """The name of a value that is computed again, for a number of times that it was computed before."""
+    return f"{original(value)}{_AGAIN}{count}"
+
+
+def original(value: str) -> str:
+    """The name of the value that one of the name of `again_name` is the same as; of others their own."""
+    return value.partition(_AGAIN)[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -389,4 +390,60 @@ def static_size(shape: Shape) -> int:
 
 def static_shape(shape: Shape) -> tuple[int, ...]:
     """The shape as integers; TypeError when an extent is symbolic."""
-    return tuple(int(d) for d in shape)
+    return tuple([d if isinstance(d, int) else int(d) for d in shape])
+
+
+class Bound(int):
+    """The value of a symbolic extent that remembers the extent. What is computed from it with integers does so too."""
+
+    extent: Dim
+
+    def __add__(self, other: int) -> int:
+        return _remembering(operator.add, self, other)
+
+    def __radd__(self, other: int) -> int:
+        return _remembering(operator.add, other, self)
+
+    def __sub__(self, other: int) -> int:
+        return _remembering(operator.sub, self, other)
+
+    def __rsub__(self, other: int) -> int:
+        return _remembering(operator.sub, other, self)
+
+    def __mul__(self, other: int) -> int:
+        return _remembering(operator.mul, self, other)
+
+    def __rmul__(self, other: int) -> int:
+        return _remembering(operator.mul, other, self)
+
+    def __floordiv__(self, other: int) -> int:
+        return _remembering(lambda a, b: a // b, self, other)
+
+    def __rfloordiv__(self, other: int) -> int:
+        return _remembering(lambda a, b: a // b, other, self)
+
+    def __pow__(self, power: int, modulus: None = None) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return math.prod([self] * power)
+
+    def __neg__(self) -> int:
+        return bound(-int(self), -self.extent)
+
+
+def bound(value: int, extent: Extent) -> int:
+    """A value that remembers the extent it is the value of."""
+    if isinstance(extent, int):
+        return value
+    made = Bound(value)
+    made.extent = extent
+    return made
+
+
+def unbound(value: int) -> Extent:
+    """The extent that an integer remembers, or the integer itself."""
+    return value.extent if isinstance(value, Bound) else value
+
+
+def _remembering(operation: Callable[[Any, Any], Any], a: int, b: int) -> int:
+    if not isinstance(a, int) or not isinstance(b, int):  # pyright: ignore[reportUnnecessaryIsInstance] floats come too
+        return NotImplemented
+    return bound(operation(int(a), int(b)), operation(unbound(a), unbound(b)))
