@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from codegen import jit
 from codegen.cache import ObjectCache
-from codegen.executable import Executable, Launchable
+from codegen.executable import Executable, Launchable, describer
+from codegen.footprint import peak_lines
 from codegen.loop_verify import verify as verify_kernel
 from codegen.machine_code import Assembly, KernelStore
-from codegen.place import place
-from codegen.plan import check
+from codegen.place import Placed, place
+from codegen.plan import Work, check
 from codegen.prepare import prepare
+from codegen.rematerialize import within
 from codegen.target import Target
 from codegen.works import Report, works_of
+from symgrad.errors import CompileError
 from symgrad.program import Program
 
 # The most threads that generate code at the same time.
@@ -30,12 +35,16 @@ def build(
     report: Report | None = None,
     cache: ObjectCache | None = None,
     profiled: bool = False,
+    symbolic: Callable[[], Program] | None = None,
+    max_bytes: int | None = None,
 ) -> Executable:
     """Machine code for a static, optimized program.
 
     `report(stage, text)` receives what each stage did. Code that is in the cache is not made again; the rest is made
     by as many threads as there are workers. A profiled program runs kernel by kernel and keeps their times.
-    CompileError for what cannot be compiled.
+    `symbolic` gives the program again with extents that remember what they are the values of, for the formula of its
+    peak. `max_bytes` limits the arena: what does not fit is computed again. CompileError for what cannot be compiled,
+    and for a limit that cannot be kept.
     """
     target = target or jit.host_target()
     clock = _Clock(report)
@@ -44,9 +53,10 @@ def build(
         assembly = Assembly(store, target, batch, cache, report)
         works = works_of(program, target, assembly.begin, report, verify)
         clock.lap("lower", f"{len(works)} kernels")
-        works, memory, standing = place(program, works, target)
+        placed = _placed(program, works, target, max_bytes)
+        works, memory = placed.works, placed.memory
         if verify:
-            check(works, memory, standing)
+            check(works, memory, placed.standing)
             for work in works:
                 verify_kernel(work.kernel)
         clock.lap("plan", f"{memory.bytes} bytes of arena, {sum(memory.barriers)} barriers")
@@ -56,7 +66,28 @@ def build(
         Launchable(work, c.address, c.scratch_bytes, barrier, c)
         for work, c, barrier in zip(works, compiled, memory.barriers, strict=True)
     )
-    return Executable(program, launches, memory, workers, profiled=profiled)
+    sizes = partial(_byte_counts, symbolic, target) if symbolic is not None else None
+    return Executable(program, launches, memory, workers, profiled=profiled, sizes=sizes)
+
+
+def _placed(program: Program, works: Sequence[Work], target: Target, limit: int | None) -> Placed:
+    placed = place(program, works, target)
+    if limit is None or placed.memory.bytes <= limit:
+        return placed
+    least = within(limit, works, lambda some: place(program, some, target))
+    if least.memory.bytes <= limit:
+        return least
+    lines = peak_lines(least.works, least.memory, describer(program, least.works), {})
+    raise CompileError(
+        f"the arena cannot be kept to max_bytes={limit}: the least found is {least.memory.bytes} bytes, and "
+        f"{placed.memory.bytes} without computing values again; its {'; '.join(line.strip() for line in lines)}"
+    )
+
+
+def _byte_counts(symbolic: Callable[[], Program], target: Target) -> dict[str, int]:
+    """The bytes of what the kernels of a program read and write."""
+    works = works_of(prepare(symbolic()), target, lambda _: None, None)
+    return {v: b.size * b.dtype.itemsize for w in works for v, b in zip(w.values, w.kernel.params, strict=True)}
 
 
 class _Clock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from codegen.access import is_leaf
 from codegen.executable import value_name
@@ -16,8 +17,22 @@ from symgrad.program import Program
 from symgrad.types import size_of
 
 
-def place(program: Program, works: Sequence[Work], target: Target) -> tuple[list[Work], MemoryPlan, list[str]]:
-    """The works in order with those that copy, the memory of all values, and the values that stand before a run.
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The works in order with those that copy, and the memory of all values.
+
+    `standing` are the values that are there before a run, `fixed` all that are not intermediate: these too, outputs
+    and new values of states.
+    """
+
+    works: tuple[Work, ...]
+    memory: MemoryPlan
+    standing: tuple[str, ...]
+    fixed: frozenset[str]
+
+
+def place(program: Program, works: Sequence[Work], target: Target) -> Placed:
+    """Put works in order, and values where they live.
 
     Outputs and states are written where they stand where nothing is lost by it, else through a copy. CompileError for
     updates that wait for each other.
@@ -46,7 +61,7 @@ def place(program: Program, works: Sequence[Work], target: Target) -> tuple[list
     ordered = order([*works, *copies], homes)
     if ordered is None:
         raise CompileError("the updates of the program wait for each other")
-    return ordered, _least(ordered, fixed), standing
+    return Placed(tuple(ordered), _least(ordered, fixed), tuple(standing), frozenset(fixed))
 
 
 def _place_update(

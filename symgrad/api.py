@@ -25,7 +25,8 @@ from symgrad.passes import write_dump
 from symgrad.program import Program
 from symgrad.random import random_updates
 from symgrad.rulebook import choose_rules
-from symgrad.settings import settings
+from symgrad.settings import Settings, settings
+from symgrad.types import Dim, bound
 
 Phase = Literal["train", "infer"]
 # Kernels compiled by this process; equal ones are found by their text.
@@ -36,7 +37,13 @@ _LEVELS = {"stage": 1, "group": 3, "loop": 4, "llvm": 5, "assembly": 6}
 
 @overload
 def compile(
-    program: Program, /, *, device: str = "cpu", threads: int | None = None, without: Iterable[str] = ()
+    program: Program,
+    /,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    without: Iterable[str] = (),
+    max_bytes: int | None = None,
 ) -> Function: ...
 @overload
 def compile(
@@ -50,6 +57,7 @@ def compile(
     threads: int | None = None,
     name: str | None = None,
     without: Iterable[str] = (),
+    max_bytes: int | None = None,
 ) -> Function: ...
 def compile(
     inputs: Program | Sequence[Node],
@@ -62,6 +70,7 @@ def compile(
     threads: int | None = None,
     name: str | None = None,
     without: Iterable[str] = (),
+    max_bytes: int | None = None,
 ) -> Function:
     """Make a function that computes the outputs from the inputs in native code.
 
@@ -73,8 +82,14 @@ def compile(
     (SYMGRAD_NUM_THREADS, or one per processor). `without` names rewrite rules to leave out. A program, as `sg.prune`
     and `sg.load` give, is compiled as it is.
 
+    `max_bytes` limits the arena: the memory of one call in flight for values between inputs and outputs; what stands
+    outside of it, `Function.report` lists. Where it is too small, kernels run again in the course of a call for values
+    that would otherwise be kept, as those of the forward pass for the backward pass. Every value keeps its bits, a call
+    takes longer. It holds for every set of sizes on its own.
+
     GraphError for nodes that cannot be inputs, outputs or updates; CompileError for a device or option that is not
-    supported; ValueError for a rule that does not exist.
+    supported, and from the call that compiles for a limit that cannot be kept, with the least that can; ValueError for
+    a rule that does not exist.
 
         step = sg.compile([x, t], loss, updates=sg.optim.sgd(g.params, grads, lr=0.1))
     """
@@ -95,13 +110,16 @@ def compile(
         raise CompileError(f"compile: phase must be 'train' or 'infer', got {phase!r}")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
         raise CompileError(f"compile: threads must be an integer of at least 1, got {threads!r}")
+    if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 0):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+        raise CompileError(f"compile: max_bytes must be an integer of at least 0, got {max_bytes!r}")
     workers = threads if threads is not None else settings().threads or default_workers()
     check_program(program)
     left_out = tuple(without)
     choose_rules(left_out)
     if not isinstance(inputs, Program):
         program = _advanced(program, chosen)
-    made = Function(program, structure, partial(make_executable, phase=chosen, workers=workers, without=left_out))
+    options: dict[str, Any] = {"phase": chosen, "workers": workers, "without": left_out, "max_bytes": max_bytes}
+    made = Function(program, structure, partial(make_executable, **options))
     if settings().profile:
         _show_at_exit(made)
     return made
@@ -189,13 +207,15 @@ def make_executable(
     rules: bool = True,
     without: Iterable[str] = (),
     target: Target | None = None,
+    max_bytes: int | None = None,
 ) -> Executable:
-    """Optimize a program for a phase and sizes, and generate code for a target.
+    """Optimize a program for a phase and sizes, and generate code for a target, within a limit of its arena.
 
     `rules` and `without` switch rewrites off, see `optimize`; tests compare results with and without them.
     """
     asked = settings()
-    static = optimize(program, phase, sizes, rules=rules, without=without)
+    left_out = tuple(without)
+    static = optimize(program, phase, sizes, rules=rules, without=left_out)
     target = target or jit.host_target()
 
     def report(stage: str, text: str) -> None:
@@ -219,7 +239,17 @@ def make_executable(
             report=report if asked.debug or asked.dump else None,
             cache=cache,
             profiled=asked.profile,
+            symbolic=partial(_with_extents, program, phase, dict(sizes), rules, left_out) if sizes else None,
+            max_bytes=max_bytes,
         )
     except CompileError as error:
         lines = ", ".join(dict.fromkeys(describe(n) for n in static.outputs))
         raise CompileError(f"{program.name}: {error} (outputs: {lines})") from error
+
+
+def _with_extents(
+    program: Program, phase: Phase, sizes: Mapping[str, int], rules: bool, without: tuple[str, ...]
+) -> Program:
+    """The optimized program for sizes that remember which extent they are."""
+    remembering = {name: bound(size, Dim.named(name)) for name, size in sizes.items()}
+    return optimize(program, phase, remembering, rules=rules, without=without, settings=Settings())

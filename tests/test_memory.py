@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from random_graphs import random_graph
@@ -13,6 +17,7 @@ from codegen.affine import Affine, variable
 from codegen.inplace import same_element
 from codegen.loop import Bind, Body, Buffer, For, Kernel, Load, Loop, Space, Store
 from codegen.plan import Place, Work, check, plan
+from symgrad.errors import CompileError
 from symgrad.function import Function
 from symgrad.graph import Graph
 from symgrad.types import float32
@@ -175,3 +180,246 @@ def test_random_graphs_in_place() -> None:
 @pytest.mark.long
 def test_many_random_graphs_in_place() -> None:
     assert examine_in_place(range(1000, 1600)) > 100
+
+
+# What the report says.
+
+
+def peak_of(report: str) -> tuple[int, str]:
+    found = re.search(r"^ *peak ([0-9,]+) bytes(?: = (.*?))?, at kernel \d+: ", report, re.MULTILINE)
+    assert found is not None, report
+    return int(found[1].replace(",", "")), found[2] or ""
+
+
+def test_the_peak_as_a_formula() -> None:
+    """The formula gives the bytes for the sizes it was made from; here the same one for all."""
+    g = Graph()
+    x = g.input("x", ("rows", 48))
+    w = g.param("w", np.ones((48, 48), np.float32))
+    loss = sg.mean(sg.tanh(sg.tanh(x @ w) @ w) ** 2)
+    formulas = set()
+    for rows in (16, 64, 112):
+        f = sg.compile([x], [loss, sg.grad(loss, w)]).prepare(rows=rows)
+        taken, formula = peak_of(f.report())
+        assert 0 < taken <= arena(f)
+        assert eval(formula, {"rows": rows}) == taken
+        formulas.add(formula)
+    assert len(formulas) == 1
+
+
+def test_the_formula_of_several_extents() -> None:
+    g = Graph()
+    x = g.input("x", ("n", "m"))
+    w = g.param("w", np.ones((8, 8), np.float32))
+    h = sg.tanh(sg.reshape(x, (-1, 8)) @ w) @ w
+    f = sg.compile([x], sg.nn.softmax(h) @ w).prepare(n=6, m=40)
+    taken, formula = peak_of(f.report())
+    assert eval(formula, {"n": 6, "m": 40}) == taken
+    assert "m*n" in formula
+
+
+def test_what_lives_at_the_peak() -> None:
+    g = Graph()
+    x = g.input("x", (64, 32))
+    w = g.param("w", np.ones((32, 32), np.float32))
+    table = np.arange(32, dtype=np.float32)
+    loss = sg.sum(sg.exp(sg.sin(x @ w) @ w) * table)
+    f = sg.compile([x], loss, updates=sg.optim.momentum([w], sg.grad(loss, [w]), lr=0.1)).prepare()
+    report = f.report()
+    assert (
+        "outside of the arena: inputs 8,192 bytes, outputs 4 bytes, states 8,192 bytes, constants 128 bytes" in report
+    )
+    taken, formula = peak_of(report)
+    assert formula == ""
+    lines = re.findall(r"^ *([0-9,]+) bytes: .*float32\[.*test_memory.py:\d+", report, re.MULTILINE)
+    sizes = [int(n.replace(",", "")) for n in lines]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sum(sizes) == taken == arena(f)
+    idle = sg.compile([x], x * 2.0).prepare()
+    assert "peak 0 bytes: no intermediate value is stored" in idle.report()
+
+
+# Limits.
+
+Make = Callable[..., tuple[Function, list[Array]]]
+
+
+def deep_network(**options: Any) -> tuple[Function, list[Array]]:
+    """A training step of twelve layers with momentum and dropout; the outputs are the loss."""
+    g = Graph(seed=3)
+    rng = np.random.default_rng(0)
+    x = h = g.input("x", (96, 64))
+    for k in range(12):
+        w = g.param(f"w{k}", (rng.standard_normal((64, 64)) / 7).astype(np.float32))
+        h = sg.nn.gelu(h @ w + g.param(f"b{k}", np.zeros(64, np.float32)))
+        if k % 4 == 3:
+            h = sg.nn.dropout(h, 0.1)
+    loss = sg.mean(h * h)
+    updates = sg.optim.momentum(g.params, sg.grad(loss, g.params), lr=0.1)
+    return sg.compile([x], loss, updates=updates, **options), [rng.standard_normal((96, 64), dtype=np.float32)]
+
+
+def convolutions(**options: Any) -> tuple[Function, list[Array]]:
+    g = Graph()
+    rng = np.random.default_rng(0)
+    x = h = g.input("x", (4, 3, 16, 16))
+    channels = 3
+    for k in range(6):
+        w = g.param(f"w{k}", (rng.standard_normal((8, channels, 3, 3)) / 6).astype(np.float32))
+        h, channels = sg.nn.relu(sg.nn.conv2d(h, w, padding=1)), 8
+        if k % 2:
+            h = sg.nn.max_pool2d(h, 2)
+    loss = sg.mean(h * h)
+    f = sg.compile([x], [loss, *sg.grad(loss, g.params)], **options)
+    return f, [rng.standard_normal((4, 3, 16, 16), dtype=np.float32)]
+
+
+def second_order(**options: Any) -> tuple[Function, list[Array]]:
+    g = Graph()
+    rng = np.random.default_rng(0)
+    x, v = g.input("x", (32, 32)), g.input("v", (32, 32))
+    h = x
+    for k in range(8):
+        h = sg.tanh(h @ g.param(f"w{k}", (rng.standard_normal((32, 32)) / 5).astype(np.float32)))
+    loss = sg.sum(h * h)
+    f = sg.compile([x, v], [loss, sg.hvp(loss, x, v)], **options)
+    return f, [rng.standard_normal((32, 32), dtype=np.float32) for _ in range(2)]
+
+
+def steps(f: Function, arrays: list[Array]) -> list[Array]:
+    """The outputs of three calls."""
+    out: list[Array] = []
+    for _ in range(3):
+        got = f(*arrays)
+        out += got if isinstance(got, list) else [got]
+    return out
+
+
+@pytest.mark.parametrize(("make", "share"), [(deep_network, 0.3), (convolutions, 0.75), (second_order, 0.7)])
+def test_the_same_bits_in_less_memory(make: Make, share: float) -> None:
+    free, arrays = make()
+    expected = steps(free, arrays)
+    limit = int(share * arena(free))
+    limited, _ = make(max_bytes=limit)
+    for one, other in zip(steps(limited, arrays), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert arena(limited) <= limit < arena(free)
+    assert len(executable(limited).launches) > len(executable(free).launches)
+    assert "(again)" in limited.report()
+
+
+@pytest.mark.parametrize("make", [deep_network, convolutions, second_order])
+def test_the_least_that_is_possible(make: Make) -> None:
+    """The error tells a limit that can be kept, and what is in the way of less."""
+    free, arrays = make()
+    expected = steps(free, arrays)
+    with pytest.raises(CompileError, match=r"kept to max_bytes=1: the least found is \d+ bytes") as caught:
+        make(max_bytes=1)[0](*arrays)
+    text = str(caught.value)
+    found = re.search(r"least found is (\d+) bytes, and (\d+) without computing values again; its peak", text)
+    assert found is not None
+    assert int(found[2]) == arena(free)
+    assert "test_memory.py:" in text
+    least, _ = make(max_bytes=int(found[1]))
+    for one, other in zip(steps(least, arrays), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert arena(least) == int(found[1]) < arena(free)
+
+
+def test_a_limit_that_does_not_bind_changes_nothing() -> None:
+    free, arrays = convolutions()
+    free(*arrays)
+    limited, _ = convolutions(max_bytes=arena(free))
+    limited(*arrays)
+    assert executable(limited).memory == executable(free).memory
+    assert [one.work for one in executable(limited).launches] == [one.work for one in executable(free).launches]
+
+
+def test_every_set_of_sizes_has_the_limit() -> None:
+    g = Graph()
+    x = g.input("x", ("n", 32))
+    h = x
+    for k in range(8):
+        h = sg.sin(h @ g.param(f"w{k}", np.eye(32, dtype=np.float32)))
+    f = sg.compile([x], sg.grad(sg.sum(h), x), max_bytes=40_000)
+    for n in (16, 48):
+        f(np.ones((n, 32), np.float32))
+    bytes_ = [one.executable.memory.bytes for one in f._bindings.values()]
+    assert max(bytes_) <= 40_000
+    with pytest.raises(CompileError, match="max_bytes=40000"):
+        f(np.ones((256, 32), np.float32))
+    assert f(np.ones((16, 32), np.float32)).shape == (16, 32)
+
+
+def test_indices_are_checked_before_anything_changes() -> None:
+    results = []
+    for limit in (None, 90_000):
+        g = Graph()
+        table = g.param("table", np.linspace(-1, 1, 64 * 32, dtype=np.float32).reshape(64, 32))
+        ids = g.input("ids", (128,), sg.int32)
+        h = sg.take(table, ids, axis=0)
+        for _ in range(4):
+            h = sg.tanh(h @ (sg.matrix_transpose(table) @ table))
+        loss = sg.sum(h * h)
+        step = sg.compile([ids], loss, updates=sg.optim.sgd([table], sg.grad(loss, [table]), lr=0.01), max_bytes=limit)
+        good = np.arange(128, dtype=np.int32) % 64
+        results.append((step(good), table.value, arena(step)))
+        with pytest.raises(IndexError, match="unchanged"):
+            step(good + 1)
+        np.testing.assert_array_equal(table.value, results[-1][1])
+    for one, other in zip(results[0][:2], results[1][:2], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert results[1][2] <= 90_000 < results[0][2]
+
+
+@pytest.mark.parametrize("limit", [-1, 1.5, True, "1 MB"])
+def test_limits_that_are_none(limit: Any) -> None:
+    g = Graph()
+    x = g.input("x", (3,))
+    with pytest.raises(CompileError, match="max_bytes must be an integer of at least 0"):
+        sg.compile([x], x + 1.0, max_bytes=limit)
+
+
+def examine_limits(seeds: range) -> int:
+    """Compile random graphs with derivatives under random limits; in how many of them something is computed again."""
+    lowered = 0
+    for seed in seeds:
+        r = random_graph(seed)
+        leaves = [m for m in r.made if m.node.op.name == "input"]
+        inputs = [m.node for m in leaves]
+        outputs = [m.node for m in r.made[-2:]]
+        loss = [sg.astype(sg.sum(n * 1.1), "float64") for n in outputs if n.dtype.is_float]
+        floats = [n for n in inputs if n.dtype.is_float]
+        if loss and floats:
+            total = loss[0] if len(loss) == 1 else loss[0] + loss[1]
+            along = r.rng.normal(0, 1, floats[0].shape).astype(floats[0].dtype.np)
+            outputs += [*sg.grad(total, floats), sg.hvp(total, floats[0], along)]
+        arrays = [m.value for m in leaves]
+        free = sg.compile(inputs, outputs)
+        expected = free(*arrays)
+        limit = int(arena(free) * r.rng.uniform(0.2, 1))
+        limited = sg.compile(inputs, outputs, max_bytes=limit)
+        try:
+            got = limited(*arrays)
+        except CompileError as error:
+            found = re.search(r"least found is (\d+) bytes", str(error))
+            assert found is not None
+            assert int(found[1]) <= arena(free)
+            limited = sg.compile(inputs, outputs, max_bytes=int(found[1]))
+            got = limited(*arrays)
+            assert arena(limited) <= int(found[1])
+        else:
+            assert arena(limited) <= limit
+        lowered += len(executable(limited).launches) > len(executable(free).launches)
+        for one, other in zip(got, expected, strict=True):
+            assert one.tobytes() == other.tobytes(), f"seed {seed}"
+    return lowered
+
+
+def test_random_graphs_under_limits() -> None:
+    assert examine_limits(range(45)) >= 3
+
+
+@pytest.mark.long
+def test_many_random_graphs_under_limits() -> None:
+    assert examine_limits(range(2000, 2600)) > 20
