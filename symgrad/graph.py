@@ -369,8 +369,11 @@ class Graph:
         finally:
             self.origin = outer
 
-    def add(self, op: OpDef, inputs: tuple[Node, ...] = (), attrs: Attrs = ()) -> Node:
-        """The node `op(*inputs, **attrs)`: rewritten by the rules, the one that stands if it exists, else a new one."""
+    def add(self, op: OpDef, inputs: tuple[Node, ...] = (), attrs: Attrs = (), known: Type | None = None) -> Node:
+        """The node `op(*inputs, **attrs)`: rewritten by the rules, the one that stands if it exists, else a new one.
+
+        `known` is the type of the node, from a caller who has it from an equal one with inputs of equal types.
+        """
         for node in inputs:
             if node.graph is not self:
                 raise GraphError(
@@ -379,15 +382,16 @@ class Graph:
                 )
         if op.commutative and _order(inputs[0]) > _order(inputs[1]):
             inputs = (inputs[1], inputs[0])
-        key = (op.name, tuple([i.id for i in inputs]), attr_key(attrs))
+        key = (op.name, tuple([i.id for i in inputs]), attr_key(attrs) if attrs else ())
         if (found := self._table.get(key)) is not None:
             return found
         for rewrite in self.rules.get(op.name, ()):
             if (better := rewrite(self, inputs, attrs)) is not None:
-                _infer(op, inputs, attrs)  # what is ill-typed is an error even where a rule would not look
+                if known is None:
+                    _infer(op, inputs, attrs)  # what is ill-typed is an error even where a rule would not look
                 return better
         node = _Draft()
-        node.type = _infer(op, inputs, attrs)
+        node.type = _infer(op, inputs, attrs) if known is None else known
         origin = self.origin
         if origin is None:
             node.loc, node.scope, node.gradient_of, node.order = user_loc(2), self._scope, None, 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from symgrad.graph import STATEFUL, Graph, Node, ancestors
 from symgrad.opdef import Kind
@@ -27,6 +27,7 @@ class Program:
     output_names: tuple[str, ...] | None = None
     name: str = "program"
     removed: tuple[tuple[str, int], ...] = ()
+    _reached: tuple[Node, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def roots(self) -> tuple[Node, ...]:
@@ -36,7 +37,10 @@ class Program:
     @property
     def nodes(self) -> list[Node]:
         """Every node the roots reach, in topological order."""
-        return ancestors(self.roots)
+        if self._reached is None:
+            # A program is frozen and its graph only grows: what the roots reach stays the same.
+            object.__setattr__(self, "_reached", tuple(ancestors(self.roots)))
+        return list(self._reached or ())
 
     @property
     def inputs_read(self) -> list[Node]:

@@ -39,7 +39,11 @@ def _inlined(graph: Graph, node: Node, copies: Copies) -> Node:
 
 def again(graph: Graph, node: Node, copies: Copies) -> Node:
     """The same operator in another graph."""
-    return graph.add(node.op, tuple([copies[i.id] for i in node.inputs]), node.attrs)
+    inputs = tuple([copies[i.id] for i in node.inputs])
+    for old, new in zip(node.inputs, inputs, strict=True):
+        if new.type is not old.type:
+            return graph.add(node.op, inputs, node.attrs)
+    return graph.add(node.op, inputs, node.attrs, node.type)
 
 
 def sweep(
@@ -89,10 +93,9 @@ def sweep(
 
 
 def _copy_named(graph: Graph, node: Node, bind: Callable[[Node], Type] | None) -> Node:
-    name, shape, dtype = node.attrs
-    if bind is not None:
-        shape = bind(node).shape
+    name, _, dtype = node.attrs
+    kind = node.type if bind is None else bind(node)
     graph.origin = Origin(node.loc, node.scope)
-    copy = graph.add(OPS[node.op.name], (), (name, shape, dtype))
+    copy = graph.add(OPS[node.op.name], (), (name, kind.shape, dtype), kind)
     graph.adopt(name, copy, node.graph.storage[name] if node.op.name in STATEFUL else None)
     return copy
