@@ -33,6 +33,7 @@ class Format:
     exp: Sequence[float]
     exp_low: float  # exp is 0 from here down
     exp_high: float  # and inf from here up
+    exp_zero: float  # here the powers of two that scale it are 0
     tanh: Sequence[float]
     tanh_high: float  # tanh is 1 from here up
     erf: Sequence[float]
@@ -52,6 +53,7 @@ FLOAT32 = Format(
     exp=fitted.EXP_32,
     exp_low=-104.0,
     exp_high=89.0,
+    exp_zero=-176.0,
     tanh=fitted.TANH_32,
     tanh_high=10.0,
     erf=fitted.ERF_32,
@@ -70,6 +72,7 @@ FLOAT64 = Format(
     exp=fitted.EXP_64,
     exp_low=-746.0,
     exp_high=710.0,
+    exp_zero=-1418.0,
     tanh=fitted.TANH_64,
     tanh_high=20.0,
     erf=fitted.ERF_64,
@@ -136,9 +139,11 @@ def scale(b: ScalarBuilder, x: Value, t: Value) -> Value:
 
 
 def exp(b: ScalarBuilder, x: Value) -> Value:
+    """(1 + p) 2^n. Processors are slow where a product underflows: what is 0 in the end, as what a mask hides from a
+    softmax, is a product with 0 instead."""
     c = format_of(x)
-    x = clamp_below(b, clamp_above(b, x, c.exp_high), c.exp_low)
-    p, t = exp_parts(b, x)
+    x = clamp_above(b, x, c.exp_high)
+    p, t = exp_parts(b, b.select(b.compare("lt", x, c.exp_low), b.const(x.dtype, c.exp_zero), x))
     return scale(b, b.add(p, 1), t)
 
 
