@@ -10,7 +10,8 @@ from typing import TypeAlias
 
 from codegen.access import SCATTERS, is_leaf, reads_same_point
 from codegen.costs import COSTS
-from symgrad.graph import Node
+from codegen.precedence import TopologicalOrder
+from symgrad.graph import Attrs, Node
 from symgrad.opdef import Kind
 from symgrad.program import Program
 from symgrad.types import static_shape
@@ -80,6 +81,9 @@ class _Partition:
         self.members: dict[int, list[Node]] = {}
         self.shape: dict[int, Loops] = {}
         self.sources: dict[int, tuple[Node, ...]] = {}
+        self.order = TopologicalOrder()  # of clusters
+        self.reading: dict[int, set[int]] = {}  # the clusters that read a value
+        self.sorts: dict[tuple[tuple[Node, ...], Attrs], list[int]] = {}  # the clusters that sort the same in one way
 
     def _stored(self, forced: set[int]) -> set[int]:
         """The nodes that are values of a kernel: anchors, roots and what is too dear to compute in every reader."""
@@ -144,48 +148,51 @@ class _Partition:
         producers = sorted({self.cluster[s.id] for s in sources if s.id in self.cluster}, reverse=True)
         for other in producers:
             joint = self._joint_loops(node, other)
-            if joint is not None and self._fits(other, own) and not self._reaches_around(other, own):
+            if joint is not None and self._merge(other, own, producers):
                 self.shape[other] = joint
-                self._merge(other, own)
                 return
-        if shape[0] in (Anchor.MAP, Anchor.ROWS, *SCANS):
-            self._join_sibling(own, sources, producers)
-        if shape[0] is Anchor.SORT:
-            self._join_same_order(node)
+        if shape[0] in (Anchor.MAP, Anchor.ROWS, *SCANS) and self._join_sibling(own, sources, producers):
+            return
+        if shape[0] is Anchor.SORT and self._join_same_order(node, producers):
+            return
+        self.order.append(own, producers)
+        self._note(own, sources)
 
-    def _join_same_order(self, node: Node) -> None:
+    def _join_same_order(self, node: Node, producers: Sequence[int]) -> bool:
         """Put the order of elements and the elements in that order into one cluster."""
-        own = node.id
-        for other in sorted(self.members):
-            first = self.members[other][0]
-            same = first.op.name in SORTS and first.inputs == node.inputs and first.attrs == node.attrs
-            if same and other != own and not self._reaches_around(other, own) and not self._reaches_around(own, other):
-                self._merge(other, own)
-                return
+        alike = self.sorts.setdefault((node.inputs, node.attrs), [])
+        if any(self._merge(other, node.id, producers, limited=False) for other in alike):
+            return True
+        alike.append(node.id)
+        return False
 
-    def _join_sibling(self, own: int, sources: tuple[Node, ...], producers: Sequence[int]) -> None:
+    def _join_sibling(self, own: int, sources: tuple[Node, ...], producers: Sequence[int]) -> bool:
         """Share loops with a cluster of the same shape that reads the same stored values and computes none of them."""
-        ids = {s.id for s in sources}
-        for other in sorted(self.members, reverse=True):
-            if other == own or other in producers or self.shape[other] != self.shape[own]:
-                continue
-            shared = any(s.id in ids for m in self.members[other] for s in self.sources[m.id])
-            if not shared or not self._fits(other, own):
-                continue
-            if not self._reaches_around(other, own) and not self._reaches_around(own, other):
-                self._merge(other, own)
-                return
+        candidates = {key for s in sources for key in self.reading.get(s.id, ()) if self.shape[key] == self.shape[own]}
+        return any(
+            self._merge(other, own, producers) for other in sorted(candidates.difference(producers), reverse=True)
+        )
 
-    def _fits(self, one: int, other: int) -> bool:
-        """Whether two clusters make a kernel of a size that still compiles in proportion to it."""
-        return self.cost[one] + self.cost[other] <= GROUP_LIMIT
+    def _merge(self, keep: int, own: int, producers: Sequence[int], *, limited: bool = True) -> bool:
+        """Put a node that nothing reads yet into a cluster, unless what it reads depends on that.
 
-    def _merge(self, keep: int, gone: int) -> None:
-        self.cost[keep] += self.cost[gone]
-        for member in self.members.pop(gone):
-            self.cluster[member.id] = keep
-            self.members[keep].append(member)
-        del self.shape[gone]
+        A cluster is of a size that still compiles in proportion to it.
+        """
+        if limited and self.cost[keep] + self.cost[own] > GROUP_LIMIT:
+            return False
+        if not self.order.constrain([key for key in producers if key != keep], keep):
+            return False
+        (node,) = self.members.pop(own)
+        self.cluster[own] = keep
+        self.cost[keep] += self.cost[own]
+        self.members[keep].append(node)
+        del self.shape[own]
+        self._note(keep, self.sources[own])
+        return True
+
+    def _note(self, key: int, sources: tuple[Node, ...]) -> None:
+        for source in sources:
+            self.reading.setdefault(source.id, set()).add(key)
 
     def _stored_sources(self, node: Node) -> tuple[Node, ...]:
         """The stored nodes and leaves that the evaluation of a node reads."""
@@ -250,25 +257,6 @@ class _Partition:
     ) -> bool:
         """Whether every value a node takes from inside a cluster is the one of the same iteration."""
         return reads_same_point(node, inside, self.stored, domain, axes)
-
-    def _reaches_around(self, start: int, goal: int) -> bool:
-        """Whether the goal depends on the start through a third cluster."""
-        stack = [goal]
-        seen = {goal}
-        while stack:
-            current = stack.pop()
-            for member in self.members[current]:
-                for source in self.sources[member.id]:
-                    cluster = self.cluster.get(source.id)
-                    if cluster is None or cluster in seen:
-                        continue
-                    if cluster == start:
-                        if current != goal:
-                            return True
-                        continue
-                    seen.add(cluster)
-                    stack.append(cluster)
-        return False
 
     def _ordered(self) -> tuple[Group, ...]:
         """The clusters as groups, each after those it reads."""
