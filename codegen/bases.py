@@ -10,7 +10,6 @@ import numpy as np
 from codegen import coefficients as fitted
 from codegen.polynomials import (
     clamp_above,
-    clamp_below,
     format_of,
     horner,
     integer_part,
@@ -39,10 +38,11 @@ def _parts(x: Value, pair: tuple[float, float]) -> tuple[float, float]:
 
 
 def exp2(b: ScalarBuilder, x: Value) -> Value:
-    """(1 + p) 2^n with n = round(x) and p = expm1((x - n) ln 2)."""
+    """(1 + p) 2^n with n = round(x) and p = expm1((x - n) ln 2); as in `exp`, what is 0 is a product with 0."""
     c = format_of(x)
     high, low = _parts(x, _LN2)
-    x = clamp_below(b, clamp_above(b, x, c.bias + 2), -(c.bias + c.mantissa + 2))
+    x = clamp_above(b, x, c.bias + 2)
+    x = b.select(b.compare("lt", x, -(c.bias + c.mantissa + 2)), b.const(x.dtype, -2 * c.bias), x)
     t = b.add(x, c.magic)
     r = b.subtract(x, b.subtract(t, c.magic))
     y = b.multiply(r, high)

@@ -168,9 +168,11 @@ def expm1(b: ScalarBuilder, x: Value) -> Value:
 
 def sigmoid(b: ScalarBuilder, x: Value) -> Value:
     """1 / (1 + 2^n (1 + p)) as 2^-k / (2^-k + 2^(n - k) (1 + p)), k about n / 2: nothing overflows, and what is small
-    underflows with the last product."""
+    underflows with the last product. What is 0 is chosen, as that product would be slow."""
     c = format_of(x)
-    p, t = exp_parts(b, clamp_below(b, clamp_above(b, b.negative(x), -c.exp_low), c.exp_low))
+    zero = b.const(x.dtype, 0)
+    vanishes = b.compare("lt", x, c.exp_low)
+    p, t = exp_parts(b, b.select(vanishes, zero, clamp_below(b, b.negative(x), c.exp_low)))
     both = integer_part(b, t, 2 * c.bias)
     first = b.shift_right(both, 1)
     power = power_of_two(b, first, x)
@@ -178,8 +180,8 @@ def sigmoid(b: ScalarBuilder, x: Value) -> Value:
     # Where 2^n is so large that 1 + 2^n would be rounded, it is added last.
     far = b.compare("gt", t, c.magic + c.mantissa - 2)
     start = b.select(far, inverse, b.add(power, inverse))
-    total = b.add(b.fma(p, power, start), b.select(far, power, b.const(x.dtype, 0)))
-    return b.multiply(b.divide(1, total), inverse)
+    total = b.add(b.fma(p, power, start), b.select(far, power, zero))
+    return b.select(vanishes, zero, b.multiply(b.divide(1, total), inverse))
 
 
 def tanh(b: ScalarBuilder, x: Value) -> Value:
