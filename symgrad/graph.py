@@ -318,11 +318,15 @@ class Graph:
 
     def named(self, name: str) -> Node:
         """The input, param or state with this name; GraphError when there is none."""
-        node = self._names.get(name)
+        node = self.find(name)
         if node is None:
             known = ", ".join(self._names) or "none"
             raise GraphError(f"no input, param or state is named {name!r}; the graph has: {known}")
         return node
+
+    def find(self, name: str) -> Node | None:
+        """The input, param or state with this name; None when there is none."""
+        return self._names.get(name)
 
     def input(self, name: str, shape: Sequence[Extent | str] = (), dtype: DTypeLike = types.float32) -> Node:
         """Declare an input. A string in the shape is a symbolic extent, equal wherever the name occurs."""

@@ -21,7 +21,7 @@ from symgrad.arguments import checked
 from symgrad.errors import DTypeError, GraphError, ShapeError
 from symgrad.graph import Graph, Node, describe
 from symgrad.ops.build import apply, broadcast_to, constant_like, filled, reshape_to, slice_axis, source
-from symgrad.states import find_named, graph_state
+from symgrad.states import graph_state
 from symgrad.types import Dim, DType, Extent, Shape, as_dtype, size_of, uint32
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def categorical(logits: Node, axis: int = -1, shape: Sequence[Extent] | None = N
 @checked
 def random_updates(graph: Graph) -> list[tuple[Node, Node]]:
     """The update that a function which reaches the step needs: (step, step + 1); nothing when the graph has none."""
-    step = find_named(graph, RANDOM_STEP)
+    step = graph.find(RANDOM_STEP)
     if step is None or step.op.name != "state":
         return []
     return [(step, apply("add", step, constant_like(step, 1)))]

@@ -22,7 +22,7 @@ def graph_state(graph: Graph, name: str, value: Array) -> Node:
     dtype = as_dtype(value.dtype)
     assert dtype is not None
     wanted = Type(value.shape, dtype)
-    found = find_named(graph, name)
+    found = graph.find(name)
     if found is None:
         node = graph.add(OPS["state"], (), (name, wanted.shape, wanted.dtype))
         graph.adopt(name, node, Storage(value, graph.lock))
@@ -30,11 +30,3 @@ def graph_state(graph: Graph, name: str, value: Array) -> Node:
     if found.op.name != "state" or found.type != wanted:
         raise GraphError(f"the name {name!r} is needed for a state {wanted}, but names {describe(found)}; rename that")
     return found
-
-
-def find_named(graph: Graph, name: str) -> Node | None:
-    """The input, param or state with this name; None when there is none."""
-    try:
-        return graph.named(name)
-    except GraphError:
-        return None
