@@ -314,8 +314,8 @@ class _Emitter(Writer):
         """Combine the upper half of the lanes into the lower one."""
         b, lanes = self.b, acc[0].lanes
         half = lanes // 2
-        low = tuple(self._lanes_slice(v, 0, half) for v in acc)
-        high = tuple(self._lanes_slice(v, half, half) for v in acc)
+        low = tuple(self.b.part(v, 0, half) for v in acc)
+        high = tuple(self.b.part(v, half, half) for v in acc)
         outer, b.lanes = b.lanes, half
         if combine == "fma":
             out = (spell(b, "add", low[0], high[0]),)
@@ -325,15 +325,6 @@ class _Emitter(Writer):
             out = combined(b, combine, low, high)
         b.lanes = outer
         return out
-
-    def _lanes_slice(self, value: Value, start: int, count: int) -> Value:
-        kind = llvm_type(value.dtype, value.lanes)
-        if count == 1:
-            return self.b.emit(value.dtype, 1, f"extractelement {kind} {value.text}, i64 {start}")
-        picks = ", ".join(f"i32 {start + k}" for k in range(count))
-        return self.b.emit(
-            value.dtype, count, f"shufflevector {kind} {value.text}, {kind} poison, <{count} x i32> <{picks}>"
-        )
 
 
 def _lanes_of(value: Value, lanes: int) -> Value:

@@ -69,6 +69,7 @@ def host_target(vector_bytes: int | None = None) -> Target:
         registers=32 if width == 64 or _is_arm(machine) else 16,
         fma=width > 16 or _is_arm(machine),
         masked=width == 64,
+        scalef=width == 64 and bool(features.get("avx512f")) and bool(features.get("avx512vl")),
         l1=l1,
         l2=l2,
     )

@@ -132,6 +132,8 @@ def power_of_two(b: ScalarBuilder, biased: Value, like: Value) -> Value:
 def scale(b: ScalarBuilder, x: Value, t: Value) -> Value:
     """x 2^n from t = n + magic, in two steps so that it overflows and underflows with one rounding."""
     c = format_of(x)
+    if b.has_scalef(x):
+        return b.scalef(x, b.subtract(t, c.magic))
     both = integer_part(b, t, 2 * c.bias)
     first = b.shift_right(both, 1)
     second = b.subtract(both, first)

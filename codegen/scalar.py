@@ -159,8 +159,9 @@ def _uniform(b: ScalarBuilder, like: Value, value: bool) -> Value:
 
 def _safe_multiply(b: ScalarBuilder, x: Value, y: Value) -> Value:
     """0 where a factor is exactly 0, even if the other is infinite or NaN."""
-    zero = b.bit_or(b.compare("eq", x, 0), b.compare("eq", y, 0))
-    return b.select(zero, b.const(x.dtype, 0), b.multiply(x, y))
+    # Both "not equal to zero": one masked comparison and a masked product, where masks cost instructions of their own.
+    counts = b.bit_and(b.compare("ne", x, 0), b.compare("ne", y, 0))
+    return b.select(counts, b.multiply(x, y), b.const(x.dtype, 0))
 
 
 def _power(b: ScalarBuilder, x: Value, y: Value) -> Value:

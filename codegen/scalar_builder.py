@@ -249,6 +249,40 @@ class ScalarBuilder:
         self.lines.append(f"{result} = icmp ne i{v.lanes} {mask}, 0")
         return result
 
+    # Powers of two
+
+    def has_scalef(self, x: Value) -> bool:
+        """Whether `scalef` can be used: the target has the instruction, for as many bits as one of its registers."""
+        return self.target.scalef and x.lanes * x.dtype.bits >= 128
+
+    def scalef(self, x: Value, n: Value) -> Value:
+        """x 2^n rounded once, for a whole number n of the same dtype."""
+        x, n = self.matched(x, n)
+        widest = 512 // x.dtype.bits
+        if x.lanes > widest:
+            half = x.lanes // 2
+            low, high = (self.scalef(self.part(x, k, half), self.part(n, k, half)) for k in (0, half))
+            picks = ", ".join(f"i32 {k}" for k in range(x.lanes))
+            kind = self.type_of(low)
+            text = f"shufflevector {kind} {low.text}, {kind} {high.text}, <{x.lanes} x i32> <{picks}>"
+            return self.emit(x.dtype, x.lanes, text)
+        kind, mask = self.type_of(x), f"i{max(x.lanes, 8)}"
+        whole = x.lanes == widest  # only this form takes a rounding mode: 4 is the one that is set
+        name = f"@llvm.x86.avx512.mask.scalef.p{'s' if x.dtype.bits == 32 else 'd'}.{x.lanes * x.dtype.bits}"
+        self.declarations.add(f"declare {kind} {name}({kind}, {kind}, {kind}, {mask}{', i32' if whole else ''})")
+        last = f"{mask} -1{', i32 4' if whole else ''}"
+        return self.emit(
+            x.dtype, x.lanes, f"call {kind} {name}({kind} {x.text}, {kind} {n.text}, {kind} zeroinitializer, {last})"
+        )
+
+    def part(self, v: Value, start: int, count: int) -> Value:
+        """Some neighboring lanes of a vector."""
+        kind = self.type_of(v)
+        if count == 1:
+            return self.emit(v.dtype, 1, f"extractelement {kind} {v.text}, i64 {start}")
+        picks = ", ".join(f"i32 {start + k}" for k in range(count))
+        return self.emit(v.dtype, count, f"shufflevector {kind} {v.text}, {kind} poison, <{count} x i32> <{picks}>")
+
     # Bits
 
     def bitcast(self, v: Value, dtype: DType) -> Value:

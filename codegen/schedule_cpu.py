@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from codegen.costs import COSTS
 from codegen.group import Anchor
-from codegen.loop import Bind, Body, For, Kernel, Load, Loop, Stmt, Store, loops_of
+from codegen.loop import Bind, Body, For, Kernel, Let, Load, Loop, Stmt, Store, loops_of
 from codegen.schedule_contract import lane_bytes, schedule_contract, shared
 from codegen.steps import Distribute, Fuse, Parallel, Split, Step, Unroll, Vectorize, apply, can_fuse
 from codegen.target import Target
@@ -18,6 +19,10 @@ SCATTER_BYTES = 1 << 10
 ROW_BYTES = 64
 # The narrowest vector of a short loop.
 MIN_LANES = 4
+# A map with a body that costs so much fills the window of a processor by itself: each operation waits for the one
+# before. Two vectors side by side keep it busy, where there are registers for both.
+LONG_BODY = 128
+TWICE_REGISTERS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,8 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     lanes = target.lanes(lane_bytes(kernel))
     best = _vector_loop(loops, lanes)
     extents = {f.loop.name: f.loop.extent for f in loops}
+    if target.registers >= TWICE_REGISTERS and _cost(loops[-1].body) >= LONG_BODY:
+        lanes *= 2
     lanes = _narrowed(lanes, extents[best])
     # The vector loop goes innermost.
     order = [f.loop.name for f in loops]
@@ -123,6 +130,11 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     sizes = [*(extents[n] for n in rest), -(-extents[best] // lanes)]
     outer = shared([*rest, f"{best}.0"], sizes)
     return (*inward, Split(best, lanes), *outer, Vectorize(f"{best}.1", lanes))
+
+
+def _cost(body: Body) -> int:
+    """What the operations of a body without loops cost, in additions."""
+    return sum(COSTS.get(s.op, 1) for s in body if isinstance(s, Let) and s.op != "const")
 
 
 def _narrowed(lanes: int, extent: int) -> int:

@@ -10,7 +10,8 @@ class Target:
     """What decisions and spelling depend on.
 
     `vector_bytes` is the widest vector register, `registers` how many there are, `masked` whether masked loads and
-    stores are single instructions, `fma` whether fused multiply-add is. Cache sizes are bytes per core.
+    stores are single instructions, `fma` whether fused multiply-add is, `scalef` whether AVX-512's products with powers
+    of two are there. Cache sizes are bytes per core.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Target:
     registers: int
     fma: bool
     masked: bool
+    scalef: bool = False
     l1: int = 32 << 10
     l2: int = 1 << 20
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -11,6 +12,7 @@ import llvmlite.binding as llvm
 import numpy as np
 
 import symgrad  # noqa: F401 # pyright: ignore[reportUnusedImport] the package that imports codegen comes first
+from codegen import jit
 from codegen.scalar import spell
 from codegen.scalar_builder import ScalarBuilder, Value, memory_type
 from codegen.target import Target
@@ -18,13 +20,16 @@ from symgrad.types import DType, as_dtype, float32, float64
 
 LANES = (1, 4, 8, 16)
 FLOATS = (float32, float64)
-HOST = Target("test", "", "", "", 64, 32, fma=True, masked=True)
+HOST = Target("test", "", "", "", 64, 32, fma=True, masked=True, scalef=jit.host_target().scalef)
+PLAIN = replace(HOST, scalef=False)
 Spell = Callable[..., Value]
 
 
-def text_of(name: str, spell: Spell, dtypes: Sequence[DType], lanes: int) -> tuple[str, ScalarBuilder, DType]:
+def text_of(
+    name: str, spell: Spell, dtypes: Sequence[DType], lanes: int, target: Target = HOST
+) -> tuple[str, ScalarBuilder, DType]:
     """A function that applies `spell(builder, *loaded)` to consecutive vectors of the arrays."""
-    b = ScalarBuilder(lanes, HOST)
+    b = ScalarBuilder(lanes, target)
     head, loads = [], []
     for k, dtype in enumerate(dtypes):
         kind = memory_type(dtype, lanes)
@@ -72,7 +77,7 @@ class Library:
         needed: set[str] = set()
         self._outputs: dict[str, tuple[DType, int]] = {}
         for name, (operation_, dtypes, lanes) in entries.items():
-            text, b, out = text_of(name, operation_, dtypes, lanes)
+            text, b, out = text_of(name, operation_, dtypes, lanes, HOST if features is None else PLAIN)
             texts.append(text)
             needed |= b.declarations | b.globals
             self._outputs[name] = (out, lanes)

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from scalar_runner import FLOATS, LANES, Library, operation, samples
 
+from codegen import polynomials
+from codegen.scalar_builder import Value
 from symgrad.types import DType, float32, float64
 from tests.oracles import differs
 from tests.ulp import has_wide_floats, mp, true_units, units
@@ -97,6 +99,19 @@ def test_a_machine_without_fused_multiply_add_gives_the_same_bits(dtype: DType) 
         assert not differs(plain[f"{name}_{dtype}"](x), library(4)[f"{name}_{dtype}"](x)), name
     y = np.roll(x, 17)
     assert not differs(plain[f"power_{dtype}"](x, y), library(4)[f"power_{dtype}"](x, y))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("lanes", [1, 2, 4, 8, 16, 32])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_products_with_powers_of_two_are_rounded_once(dtype: DType, lanes: int) -> None:
+    """Into the subnormal numbers and beyond the largest one, in one instruction or two steps."""
+    c = polynomials.format_of(Value("", dtype, 1))
+    rng = np.random.default_rng(11)
+    x = rng.uniform(0.5, 2, 1 << 12).astype(dtype.np)
+    n = rng.integers(-c.bias - c.mantissa - 9, c.bias + 9, x.size)
+    scaled = Library({"scaled": (lambda b, x, n: polynomials.scale(b, x, b.add(n, c.magic)), [dtype, dtype], lanes)})
+    assert not differs(scaled["scaled"](x, n.astype(dtype.np)), np.ldexp(x, n))
 
 
 @pytest.mark.skipif(not has_wide_floats(), reason="no extended precision here")
