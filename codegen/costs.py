@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
-from codegen.loop import Accumulate, Body, For, Let, Load, Store
+from codegen.loop import Accumulate, Body, For, Kernel, Let, Load, Store
 
 # Cost of evaluating a pointwise operator again, in additions; one load and store of an element count about 4.
 COSTS: Mapping[str, int] = {
@@ -19,22 +20,33 @@ COSTS: Mapping[str, int] = {
 UNIT_NS = 0.06
 ACCESS_NS = 0.1
 PRODUCT_NS = 0.012
+# And per byte of what lies beyond the caches of one worker.
+BYTE_NS = 0.035
 
 
-def estimated_ns(body: Body) -> float:
-    """About how long one worker takes for the loops of a kernel."""
+def estimated_ns(kernel: Kernel) -> float:
+    """About how long one worker takes for a kernel: for its arithmetic, or to move what it touches."""
+    accesses: Counter[str] = Counter()
+    arithmetic = _arithmetic_ns(kernel.body, 1, accesses)
+    moved = sum(min(b.size, accesses[b.name]) * b.dtype.itemsize for b in kernel.params)
+    return max(arithmetic, moved * BYTE_NS)
+
+
+def _arithmetic_ns(body: Body, times: int, accesses: Counter[str]) -> float:
+    """The time of a body that runs so many times; how often it accesses each buffer is added to `accesses`."""
     total = 0.0
     for stmt in body:
         match stmt:
             case For(loop, inner):
-                total += loop.extent * estimated_ns(inner)
+                total += _arithmetic_ns(inner, times * loop.extent, accesses)
             case Let(op=op):
-                total += COSTS.get(op, 1) * UNIT_NS if op != "const" else 0.0
+                total += times * COSTS.get(op, 1) * UNIT_NS if op != "const" else 0.0
             case Load() | Store():
-                total += ACCESS_NS
+                accesses[stmt.buffer] += times
+                total += times * ACCESS_NS
             case Accumulate(combine=combine):
                 # The loads of a contraction are shared by the products of a register tile.
-                total += PRODUCT_NS - 2 * ACCESS_NS if combine == "fma" else UNIT_NS
+                total += times * (PRODUCT_NS - 2 * ACCESS_NS if combine == "fma" else UNIT_NS)
             case _:
                 pass
     return total

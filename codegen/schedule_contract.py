@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from codegen.costs import COSTS
 from codegen.loop import Finish, Kernel, Let, Loop, Store, loops_of
 from codegen.stage import Contraction, Panel, contraction_of, fill_panel, stage, stage_panel
-from codegen.steps import Block, Distribute, Join, Parallel, Spill, Split, Step, Unroll, Vectorize, apply
+from codegen.steps import Block, Distribute, Join, Keep, Merge, Parallel, Spill, Split, Step, Unroll, Vectorize, apply
 from codegen.target import Target
 
 # Iterations that make a parallel loop worth having.
@@ -26,6 +26,14 @@ CHAIN = 512
 # Elements this far apart cost a translation and a cache set each; so many of them in a row are worth packing.
 FAR_BYTES = 1024
 FAR_STEPS = 64
+# Tiles of rows from which one that is lower than the others costs little.
+LOW = 5
+# Strips of rows that pass a panel, up to which it is kept small.
+FEW_STRIPS = 16
+# Lines of a factor that meets one row: how many are read at once, and the vectors and elements of their pieces.
+ROW_GROUP = 4
+ROW_VECTORS = 32
+ROW_LONGEST = 2048
 # Lanes that a tile stores one by one, where its columns are not those of the result: more only take long to compile.
 MAX_SCATTERED = 16
 
@@ -43,11 +51,26 @@ class Tiling:
     pack_rows: bool
     pack_columns: bool
     run: int
-    row_block: int | None
+    column_block: int
 
     @property
     def column_tile(self) -> int:
         return self.lanes * self.vectors
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether a block of columns holds several register tiles."""
+        return self.column_block > self.column_tile
+
+    @property
+    def column_levels(self) -> int:
+        """How many loops the columns outside a register tile are made of."""
+        return 2 if self.is_blocked else 1
+
+    @property
+    def tile_columns(self) -> str:
+        """The loop over the columns of one register tile."""
+        return f"{self.columns}.1.1" if self.is_blocked else f"{self.columns}.1"
 
 
 def schedule_contract(kernel: Kernel, target: Target) -> list[tuple[Kernel, tuple[Step, ...]]]:
@@ -62,12 +85,15 @@ def schedule_contract(kernel: Kernel, target: Target) -> list[tuple[Kernel, tupl
     tiling = choose_tiling(kernel, shape, target)
     if tiling is None:
         return [_plain(kernel)]
+    if _is_one_row(shape, tiling):
+        steps = _row_steps(shape, tiling)
+        return [(apply(kernel, steps), steps)]
     row_factor, column_factor = _factors(shape, tiling)
     out: list[tuple[Kernel, tuple[Step, ...]]] = []
     panel: Panel | None = None
     if tiling.pack_columns and _is_filled_once(shape, tiling, column_factor):
         kernel, panel = stage_panel(
-            kernel, shape, column_factor, tiling.columns, tiling.column_tile, tiling.lanes, "panel"
+            kernel, shape, column_factor, tiling.columns, tiling.column_block, tiling.column_tile, tiling.lanes, "panel"
         )
     elif tiling.pack_columns:
         staged = stage(kernel, shape, column_factor, tiling.columns, tiling.column_tile, 1, "packed_columns")
@@ -164,6 +190,12 @@ def choose_tiling(kernel: Kernel, shape: Contraction, target: Target) -> Tiling 
     more: tuple[str, ...] = ()
     if rows is not None and not pack_rows:
         more, row_tile = _more_rows(rows, own[other], row_tile, (target.registers - 4) // vectors)
+    pack_columns = _pack_columns(shape, factor, columns, -(-height // row_tile), depth)
+    tile = lanes * vectors
+    column_block = tile
+    if pack_columns:
+        strips = -(-height // row_tile)
+        column_block = _column_block(extents[columns], tile, strips, depth * _itemsize(shape, factor), target)
     return Tiling(
         rows.name if rows is not None else None,
         more,
@@ -172,9 +204,9 @@ def choose_tiling(kernel: Kernel, shape: Contraction, target: Target) -> Tiling 
         vectors,
         lanes,
         pack_rows=pack_rows,
-        pack_columns=_pack_columns(shape, factor, columns, -(-height // row_tile), depth),
+        pack_columns=pack_columns,
         run=RUN if pack_rows and along else 1,
-        row_block=_row_block(height, row_tile, depth * _itemsize(shape, other), target),
+        column_block=column_block,
     )
 
 
@@ -206,12 +238,16 @@ def _pack_columns(shape: Contraction, factor: str, columns: str, reuse: int, dep
 
 
 def _pack_rows(shape: Contraction, factor: str, rows: Loop, reuse: int, depth: int, target: Target) -> bool:
-    """Pack rows that are computed, and long rows that many column tiles read."""
+    """Pack rows that are computed, and long rows that many column tiles read across the direction they lie in."""
     load = shape.load(factor)
     if load is None:
         return True
+    last = shape.inner[-1].name
+    if load.index.factor(last) == 1:
+        return False
     long = depth * rows.extent * _itemsize(shape, factor) > target.l1
-    return reuse >= PACK_REUSE and long and _is_far(shape, factor, rows.name)
+    far = _is_far(shape, factor, last) if load.index.factor(rows.name) == 1 else _is_far(shape, factor, rows.name)
+    return reuse >= PACK_REUSE and long and far
 
 
 def _is_far(shape: Contraction, factor: str, loop: str) -> bool:
@@ -232,9 +268,10 @@ def _even(rows: int, tallest: int) -> int:
     """The height of a tile: one that divides the rows needs no second form of the kernel for the rest."""
     if rows <= tallest:
         return rows
-    for tile in range(tallest, tallest // 2, -1):
-        if rows % tile == 0:
-            return tile
+    if rows <= LOW * tallest:
+        for tile in range(tallest, tallest // 2, -1):
+            if rows % tile == 0:
+                return tile
     return -(-rows // -(-rows // tallest))
 
 
@@ -259,26 +296,67 @@ def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
             last, levels = f"{last}.1", levels + 1
         if tiling.run > 1:
             steps.append(Split(last, tiling.run))
-    steps.append(Split(columns, tiling.column_tile))
-    inner = f"{columns}.1"
+    steps.append(Split(columns, tiling.column_block))
+    if tiling.is_blocked:
+        steps.append(Split(f"{columns}.1", tiling.column_tile))
+    inner = tiling.tile_columns
     steps += [Split(inner, tiling.lanes), Vectorize(f"{inner}.1", tiling.lanes), Unroll(f"{inner}.0")]
+    around = inner.removesuffix(".1") + ".0"
     if rows is None:
-        steps += [*_inward(f"{inner}.1", f"{inner}.0", levels=levels), Join(f"{columns}.0")]
+        steps += [*_inward(f"{inner}.1", f"{inner}.0", levels=levels), Join(around)]
     else:
-        tile = rows
-        if tiling.row_block is not None:
-            steps.append(Split(rows, tiling.row_block))
-            tile = f"{rows}.1"
-        steps += [Split(tile, tiling.row_tile), Unroll(f"{tile}.1")]
-        steps += [Distribute(f"{tile}.1")] * (1 + len(more))
+        tile = f"{rows}.1"
+        steps += [Split(rows, tiling.row_tile), Unroll(tile)]
+        steps += _inward(tile, levels=tiling.column_levels + len(more))
         for name in reversed(more):
-            steps += [Unroll(name), Distribute(name)]
-        steps += [*_inward(f"{inner}.1", f"{inner}.0", levels=levels), Join(f"{tile}.1")]
-        steps += _inward(f"{tile}.1", *reversed(more), levels=levels)
-        # Columns outside rows: the panel of columns stays in the cache while the rows of a block pass by.
-        steps.append(Distribute(f"{tile}.0"))
+            steps += [Unroll(name), *_inward(name, levels=tiling.column_levels)]
+        steps += [*_inward(f"{inner}.1", f"{inner}.0", levels=levels), Join(tile)]
+        steps += _inward(tile, *reversed(more), levels=levels)
+        # Columns outside rows: the panel of columns stays in the cache while the rows pass by.
+        steps.append(Distribute(f"{rows}.0"))
     blocks = _blocks(shape, tiling)
-    return (*steps, *shared([name for name, _ in blocks], [size for _, size in blocks]))
+    steps += shared([name for name, _ in blocks], [size for _, size in blocks])
+    extents = {o.name: o.extent for o in shape.outer}
+    if rows is not None and extents[rows] % tiling.row_tile:
+        steps += [Merge(name) for name, _ in blocks if name != f"{rows}.0"]
+    return tuple(steps)
+
+
+def _is_one_row(shape: Contraction, tiling: Tiling) -> bool:
+    """Whether one row meets a factor that lies along the columns, in lines far apart, and is read only once."""
+    if tiling.rows is not None or len(shape.inner) != 1 or shape.inner[0].extent < 2 * ROW_GROUP:
+        return False
+    _, factor = _factors(shape, tiling)
+    load, last = shape.load(factor), shape.inner[0]
+    return load is not None and load.index.factor(tiling.columns) == 1 and _is_far(shape, factor, last.name)
+
+
+def _row_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
+    """Read the lines of a factor in long pieces, several lines at once, into sums kept in the first cache.
+
+    Register tiles would read short pieces of many lines, which memory delivers much more slowly.
+    """
+    columns, last = tiling.columns, shape.inner[0].name
+    extents = {o.name: o.extent for o in shape.outer}
+    order = [o.name for o in shape.outer]
+    width = tiling.lanes * max(ROW_VECTORS, extents[columns] // (tiling.lanes * PARALLEL_UNITS))
+    width = min(width, ROW_LONGEST)
+    blocks = [(name, extents[name]) for name in order if name != columns]
+    blocks.append((f"{columns}.0", -(-extents[columns] // width)))
+    inner = f"{columns}.1"
+    return (
+        *[Distribute(columns)] * (len(order) - 1 - order.index(columns)),
+        Split(last, ROW_GROUP),
+        Block(f"{last}.1", "total"),
+        Split(columns, width),
+        Split(inner, tiling.lanes),
+        Vectorize(f"{inner}.1", tiling.lanes),
+        *[Distribute(f"{inner}.1")] * 2,
+        Unroll(f"{last}.1"),
+        Distribute(f"{inner}.0"),
+        Keep("total"),
+        *shared([name for name, _ in blocks], [size for _, size in blocks]),
+    )
 
 
 def _blocks(shape: Contraction, tiling: Tiling) -> list[tuple[str, int]]:
@@ -286,13 +364,10 @@ def _blocks(shape: Contraction, tiling: Tiling) -> list[tuple[str, int]]:
     extents = {o.name: o.extent for o in shape.outer}
     rows, columns = tiling.rows, tiling.columns
     blocks = [(o.name, o.extent) for o in shape.outer if o.name not in (rows, *tiling.more, columns)]
-    column_blocks = (f"{columns}.0", -(-extents[columns] // tiling.column_tile))
-    if rows is None:
-        return [*blocks, column_blocks]
-    if tiling.row_block is None:
-        return [*blocks, column_blocks, (f"{rows}.0", -(-extents[rows] // tiling.row_tile))]
-    row_blocks = (f"{rows}.0", -(-extents[rows] // tiling.row_block))
-    return [*blocks, row_blocks, column_blocks, (f"{rows}.1.0", -(-tiling.row_block // tiling.row_tile))]
+    blocks.append((f"{columns}.0", -(-extents[columns] // tiling.column_block)))
+    if rows is not None:
+        blocks.append((f"{rows}.0", -(-extents[rows] // tiling.row_tile)))
+    return blocks
 
 
 def _is_filled_once(shape: Contraction, tiling: Tiling, factor: str) -> bool:
@@ -313,8 +388,8 @@ def _spill_steps(kernel: Kernel, tiling: Tiling) -> tuple[Step, ...]:
     weight = sum(COSTS.get(s.op, 1) for s in lets if isinstance(s, Let))
     if weight * tiling.row_tile * tiling.vectors <= LONG_EPILOGUE:
         return ()
-    rows = f"{tiling.rows}.1" if tiling.row_block is None else f"{tiling.rows}.1.1"
-    return (Spill(rows, f"{tiling.columns}.1.0", f"{tiling.columns}.1.1", "tile"),)
+    inner = tiling.tile_columns
+    return (Spill(f"{tiling.rows}.1", f"{inner}.0", f"{inner}.1", "tile"),)
 
 
 def _inward(*loops: str, levels: int) -> list[Step]:
@@ -322,14 +397,15 @@ def _inward(*loops: str, levels: int) -> list[Step]:
     return [Distribute(name) for name in loops for _ in range(levels)]
 
 
-def _row_block(rows: int, row_tile: int, row_bytes: int, target: Target) -> int | None:
-    """Rows whose factor fills half of the second cache; None when all rows fit."""
-    fitting = target.l2 // 2 // max(row_bytes, 1)
-    if rows <= fitting:
-        return None
-    # Blocks small enough that the workers' shares come out even.
-    tiles = min(max(1, fitting // row_tile), max(1, rows // row_tile // (2 * PARALLEL_UNITS)))
-    return tiles * row_tile
+def _column_block(columns: int, tile: int, strips: int, column_bytes: int, target: Target) -> int:
+    """Columns of one panel: whole tiles, in as many blocks as workers may share.
+
+    Panels that many strips of rows pass fill half of the second cache, so that the rows are read seldom; a panel that
+    few pass is read again while it is in the nearer half.
+    """
+    room = target.l2 // 2 if strips > FEW_STRIPS else target.l2 // 8
+    fitting = room // (tile * max(column_bytes, 1))
+    return max(1, min(fitting, columns // (tile * PARALLEL_UNITS))) * tile
 
 
 def _pack_steps(pack: Kernel, shape: Contraction, loop: str, tile: int, run: int, lanes: int) -> tuple[Step, ...]:

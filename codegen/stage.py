@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from codegen.affine import ZERO, Affine, tile_quotient, tile_remainder, variable
+from codegen.affine import ZERO, Affine, tile_quotient, tile_remainder
 from codegen.loop import (
     Accumulate,
     Body,
@@ -18,10 +19,9 @@ from codegen.loop import (
     Stmt,
     Store,
     defined,
-    map_indices,
     used,
 )
-from codegen.steps import Split, Unroll, Vectorize, apply
+from codegen.steps import Distribute, Split, Step, Unroll, Vectorize, apply, split_body
 from symgrad.types import DType
 
 
@@ -143,6 +143,7 @@ class Panel:
     """A factor that each worker packs for one block of columns at a time, in its own scratch memory."""
 
     columns: str
+    block: int
     tile: int
     lanes: int
     body: Body
@@ -152,25 +153,27 @@ class Panel:
 
 
 def stage_panel(
-    kernel: Kernel, shape: Contraction, factor: str, columns: str, tile: int, lanes: int, name: str
+    kernel: Kernel, shape: Contraction, factor: str, columns: str, block: int, tile: int, lanes: int, name: str
 ) -> tuple[Kernel, Panel]:
-    """Read a factor from a panel in scratch memory: inner loops, place in the tile. `fill_panel` writes it."""
+    """Read a factor from a panel in scratch memory: tiles of a block, inner loops, place in the tile.
+
+    `fill_panel` writes it.
+    """
     mine = shape.loops_of(factor)
     inner = tuple(one for one in shape.inner if one.name in mine)
     dtype, chain = shape.dtype(factor), shape.chain(factor)
-    depth = _linear([(_at(one), one.extent) for one in inner])
-    size = tile
-    for one in inner:
-        size *= one.extent
-    rest = _replace_factor(kernel, factor, Load(factor, name, depth * tile + tile_remainder(columns, tile), dtype))
+    depth = math.prod(one.extent for one in inner)
+    in_block = tile_quotient(columns, tile) + tile_quotient(columns, block) * -(block // tile)
+    index = (in_block * depth + _linear([(_at(one), one.extent) for one in inner])) * tile
+    index = index + tile_remainder(columns, tile)
+    rest = _replace_factor(kernel, factor, Load(factor, name, index, dtype))
     names = _buffers_in(rest.body)
     read = _buffers(chain)
     params = tuple(b for b in kernel.params if b.name in names or b.name in read)
-    rest = replace(rest, params=params, locals=(*rest.locals, Buffer(name, dtype, size, Space.SCRATCH)))
-    body: Body = (*chain, Store(name, depth * tile + tile_remainder(columns, tile), factor))
+    rest = replace(rest, params=params, locals=(*rest.locals, Buffer(name, dtype, block * depth, Space.SCRATCH)))
     extent = next(one.extent for one in shape.outer if one.name == columns)
     outer = frozenset(one.name for one in shape.outer if one.name in mine and one.extent > 1 and one.name != columns)
-    return rest, Panel(columns, tile, lanes, body, inner, extent, outer)
+    return rest, Panel(columns, block, tile, lanes, (*chain, Store(name, index, factor)), inner, extent, outer)
 
 
 def fill_panel(kernel: Kernel, panel: Panel) -> Kernel:
@@ -186,7 +189,7 @@ def _fill(body: Body, panel: Panel, missing: frozenset[str], width: int) -> Body
             continue
         left = missing - {stmt.loop.name}
         if stmt.loop.name == f"{panel.columns}.0":
-            width = min(panel.tile, panel.extent - stmt.loop.start * panel.tile)
+            width = min(panel.block, panel.extent - stmt.loop.start * panel.block)
         if missing and not left:
             out.append(For(stmt.loop, (*_panel_nest(panel, width), *stmt.body)))
         else:
@@ -195,14 +198,22 @@ def _fill(body: Body, panel: Panel, missing: frozenset[str], width: int) -> Body
 
 
 def _panel_nest(panel: Panel, width: int) -> Body:
-    inner = f"{panel.columns}.1"
-    at = variable(f"{panel.columns}.0") * panel.tile + variable(inner)
-    values = {panel.columns: at, f"{panel.columns}%{panel.tile}": variable(inner)}
-    body = map_indices(panel.body, lambda index: index.substitute(values))
-    nest: Body = (For(Loop(inner, width), body),)
+    """The loops that pack `width` columns of a block, in the order in which the source lies."""
+    columns = f"{panel.columns}.1"
+    body = split_body(panel.body, panel.columns, panel.block)
+    along = all(s.index.factor(columns) == 1 for s in body if isinstance(s, Load))
+    nest: Body = (For(Loop(columns, width), body),) if along else body
     for one in reversed(panel.inner):
         nest = (For(one, nest),)
-    steps = (Split(inner, panel.lanes), Vectorize(f"{inner}.1", panel.lanes), Unroll(f"{inner}.0"))
+    if not along:
+        nest = (For(Loop(columns, width), nest),)
+    steps: list[Step] = []
+    if panel.block > panel.tile:
+        steps.append(Split(columns, panel.tile))
+        columns = f"{columns}.1"
+    steps += [Split(columns, panel.lanes), Vectorize(f"{columns}.1", panel.lanes), Unroll(f"{columns}.0")]
+    if not along:
+        steps += [Distribute(f"{columns}.{k}") for k in (1, 0) for _ in panel.inner]
     return apply(Kernel((), (), nest), steps).body
 
 

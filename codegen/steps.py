@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+import numpy as np
+
 from codegen.affine import Affine, tile_of, tile_quotient, tile_remainder, variable
 from codegen.loop import (
     Accumulate,
@@ -16,6 +18,7 @@ from codegen.loop import (
     For,
     Init,
     Kernel,
+    Let,
     Load,
     Loop,
     Space,
@@ -27,6 +30,7 @@ from codegen.loop import (
     map_indices,
     used,
 )
+from symgrad.storage import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,16 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True)
+class Merge:
+    """Make loops called `loop` that stand in one body and run over the same range one loop, in the place of the first.
+
+    Splits whose last block is shorter leave such loops behind. Their iterations must not depend on each other.
+    """
+
+    loop: str
+
+
+@dataclass(frozen=True, slots=True)
 class Spill:
     """Keep finished accumulators of a tile in scratch memory, and run what follows in loops that are not written out.
 
@@ -85,6 +99,13 @@ class Spill:
     columns: str
     lanes: str
     tile: str
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Keep the sums called `total` in scratch memory, so that loops over them need not be written out."""
+
+    total: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +130,7 @@ class Parallel:
     loop: str
 
 
-Step: TypeAlias = Split | Distribute | Fuse | Block | Join | Spill | Vectorize | Unroll | Parallel
+Step: TypeAlias = Split | Distribute | Fuse | Block | Join | Merge | Spill | Keep | Vectorize | Unroll | Parallel
 
 
 def apply(kernel: Kernel, steps: Iterable[Step]) -> Kernel:
@@ -131,8 +152,12 @@ def _apply_one(kernel: Kernel, step: Step) -> Kernel:
             return _block(kernel, loop, total)
         case Join(loop):
             return replace(kernel, body=_rewrite(kernel.body, loop, lambda f: (For(f.loop, _joined(f.body)),)))
+        case Merge(loop):
+            return replace(kernel, body=_merged(kernel.body, loop))
         case Spill():
             return _spill(kernel, step)
+        case Keep(total):
+            return _kept(kernel, total)
         case Vectorize(loop, lanes):
             return replace(kernel, body=_rewrite(kernel.body, loop, lambda f: _bound(f, Bind.VECTOR, lanes)))
         case Unroll(loop):
@@ -166,15 +191,20 @@ def _split(stmt: For, factor: int) -> Body:
     if loop.start:
         raise ValueError(f"split {loop.name}: loops that start at {loop.start} cannot be split")
     whole, rest = divmod(loop.extent, factor)
-    values = {loop.name: variable(f"{loop.name}.0") * factor + variable(f"{loop.name}.1")}
-    values |= _tile_variables(stmt.body, loop.name, factor)
-    body = map_indices(stmt.body, lambda index: index.substitute(values))
+    body = split_body(stmt.body, loop.name, factor)
     out: list[Stmt] = []
     if whole:
         out.append(For(Loop(f"{loop.name}.0", whole), (For(Loop(f"{loop.name}.1", factor), body),)))
     if rest:
         out.append(For(Loop(f"{loop.name}.0", 1, whole), (For(Loop(f"{loop.name}.1", rest), body),)))
     return tuple(out)
+
+
+def split_body(body: Body, name: str, factor: int) -> Body:
+    """The body of a loop in the two loops that a split makes of it."""
+    values = {name: variable(f"{name}.0") * factor + variable(f"{name}.1")}
+    values |= _tile_variables(body, name, factor)
+    return map_indices(body, lambda index: index.substitute(values))
 
 
 def _tile_variables(body: Body, name: str, factor: int) -> dict[str, Affine]:
@@ -276,6 +306,26 @@ def _joined(body: Body) -> Body:
     return (*begin, *together, *rest)
 
 
+def _merged(body: Body, name: str) -> Body:
+    """The body with equal loops of this name made one, here and inside other loops."""
+    out: list[Stmt] = []
+    first: dict[Loop, int] = {}
+    for stmt in body:
+        if not isinstance(stmt, For):
+            out.append(stmt)
+        elif stmt.loop.name != name:
+            out.append(For(stmt.loop, _merged(stmt.body, name)))
+        elif stmt.loop in first:
+            place = first[stmt.loop]
+            before = out[place]
+            assert isinstance(before, For)
+            out[place] = For(stmt.loop, (*before.body, *stmt.body))
+        else:
+            first[stmt.loop] = len(out)
+            out.append(stmt)
+    return tuple(out)
+
+
 def _has_several_sums(body: Body) -> bool:
     loops = [s.loop for s in body if isinstance(s, For) and _is_serial(s)]
     return len(loops) > len(set(loops))
@@ -299,6 +349,35 @@ def _spill(kernel: Kernel, step: Spill) -> Kernel:
         return (first, _rolled(second))
 
     return replace(kernel, body=_rewrite(kernel.body, step.rows, change), locals=(*kernel.locals, kept))
+
+
+def _kept(kernel: Kernel, total: str) -> Kernel:
+    dtype = kernel.buffer(total).dtype
+    zero, before, after = f"{total}_zero", f"{total}_before", f"{total}_after"
+    literal = Literal(np.zeros((), dtype.np))
+
+    def change(body: Body) -> Body:
+        out: list[Stmt] = []
+        for stmt in body:
+            match stmt:
+                case For():
+                    out.append(For(stmt.loop, change(stmt.body)))
+                case Init(buffer, index) if buffer == total:
+                    out += [Let(zero, "const", (), dtype, (("value", literal),)), Store(total, index, zero)]
+                case Accumulate(buffer, index, "sum", (part,)) if buffer == total:
+                    out += [
+                        Load(before, total, index, dtype),
+                        Let(after, "add", (before, part), dtype),
+                        Store(total, index, after),
+                    ]
+                case Finish(name, buffer, index) if buffer == total:
+                    out.append(Load(name, total, index, dtype))
+                case _:
+                    out.append(stmt)
+        return tuple(out)
+
+    locals_ = tuple(replace(b, space=Space.SCRATCH) if b.name == total else b for b in kernel.locals)
+    return replace(kernel, body=change(kernel.body), locals=locals_)
 
 
 def _is_finish(stmt: Stmt, finish: Finish) -> bool:

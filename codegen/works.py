@@ -122,7 +122,7 @@ def _idle_checks(program: Program) -> list[Node]:
 def _parts(naive: Kernel, one: Group, target: Target) -> list[_Part]:
     """The scheduled kernels of a group; the last one computes, others pack for it."""
     scheduled = schedule(naive, one.anchor, target)
-    work = operations(naive.body), estimated_ns(naive.body)
+    work = operations(naive.body), estimated_ns(naive)
     return [
         _Part(part.kernel, tuple(part.steps), *(work if part is scheduled[-1] else (0, 0.0)), _checks(part.kernel))
         for part in scheduled

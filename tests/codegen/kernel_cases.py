@@ -175,6 +175,12 @@ def batched(g: sg.Graph, dtype: sg.DType) -> Any:
 
 
 @typed
+def long_row(g: sg.Graph, dtype: sg.DType) -> Any:
+    x, w, b = g.input("x", (1, 21), dtype), g.input("w", (21, 270), dtype), g.input("b", (270,), dtype)
+    return sg.nn.relu(x @ w + b)
+
+
+@typed
 def vector_products(g: sg.Graph, dtype: sg.DType) -> Any:
     a, v = g.input("a", (15, 40), dtype), g.input("v", (40,), dtype)
     return [a @ v, v @ v]
