@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from codegen import jit
+from codegen import jit, threads
 from codegen.cache import ObjectCache, object_key
 from codegen.emit import emit, module_text
 from codegen.loop import Kernel
@@ -59,6 +59,10 @@ class Assembly:
         self._found: dict[str, Compiled] = {}
         self._objects: dict[str, bytes] = {}
         self._numbers: dict[str, int] = {}
+        self._keys: dict[str, str] = {}
+        self._driver = threads.missing_driver() if target == jit.host_target() else None
+        if self._driver is not None and not self._stands(self._driver, f"level {threads.DRIVER_LEVEL}"):
+            self._numbers[self._driver] = batch.add(self._driver, threads.DRIVER_LEVEL)
 
     def begin(self, kernel: Kernel) -> None:
         """Make the code of a kernel, unless it stands or is being made."""
@@ -68,13 +72,21 @@ class Assembly:
         if (stands := self._store.compiled.get((self._target.name, text))) is not None:
             self._found[text] = stands
             return
-        if self._cache is not None and (code := self._cache.find(object_key(text, self._target))) is not None:
-            self._objects[text] = code
+        if self._stands(text):
             return
         module = module_text([emit(kernel, _symbol(text), self._target)], self._target)
         if self._tell is not None:
             self._tell("llvm", module)
         self._numbers[text] = self._batch.add(module)
+
+    def _stands(self, text: str, options: str = "") -> bool:
+        """Whether the object is in the cache; it is taken from there then."""
+        if self._cache is None:
+            return False
+        key = self._keys[text] = object_key(text, self._target, options)
+        if (code := self._cache.find(key)) is not None:
+            self._objects[text] = code
+        return code is not None
 
     def finish(self, kernels: Sequence[Kernel]) -> list[Compiled]:
         """The code of these kernels, with what is new in one library."""
@@ -84,7 +96,9 @@ class Assembly:
         for text, number in self._numbers.items():
             code = self._objects[text] = self._batch.object(number)
             if self._cache is not None:
-                self._cache.keep(object_key(text, self._target), code)
+                self._cache.keep(self._keys[text], code)
+        if self._driver is not None:
+            threads.offer_driver(self._objects[self._driver])
         if wanted:
             library = jit.link([self._objects[text] for text in wanted], map(_symbol, wanted))
             for text, kernel in wanted.items():

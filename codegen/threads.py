@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     Words = npt.NDArray[np.int64]
 
 
+# The least effort of code generation spares every process 10 ms at its first call and costs a few cycles per kernel.
+DRIVER_LEVEL = 0
 _SPIN_SECONDS = 1e-6  # how long a waiting worker spins before it lets others run
 
 
@@ -250,6 +252,19 @@ class _Driver(NamedTuple):
     worker: int
 
 
+def missing_driver() -> str | None:
+    """The LLVM text of the driver while this process has none. Its object can be offered."""
+    return None if _driver.cache_info().currsize else driver_text(jit.host_target().triple)
+
+
+def offer_driver(code: bytes) -> None:
+    """The object of the driver's text for this machine, made beside other code, for when the driver is needed."""
+    _offered.append(code)
+
+
+_offered: list[bytes] = []
+
+
 @cache
 def _driver() -> _Driver:
     """The driver's entry points, kept for the life of the process: threads sleep in its code."""
@@ -261,8 +276,8 @@ def _driver() -> _Driver:
 def _build_driver() -> _Driver:
     """Runs under the lock: a second driver would be dropped, and with it code that a caller holds."""
     target = jit.host_target()
-    # Level 0 spares every process 10 ms at its first call and costs a few cycles per kernel.
-    code = jit.compile_object(driver_text(target.triple), target, level=0)
+    code = _offered.pop() if _offered else jit.compile_object(driver_text(target.triple), target, level=DRIVER_LEVEL)
+    _offered.clear()
     library = jit.link([code], [f"symgrad_{name}" for name in _ENTRIES])
     at, pointer, word = library.address, ctypes.c_void_p, ctypes.c_int64
     _poke(at("symgrad_spins"), _spins(ctypes.CFUNCTYPE(None, word)(at("symgrad_pause"))))

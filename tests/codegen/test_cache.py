@@ -19,6 +19,7 @@ from codegen import jit
 from codegen.build import build
 from codegen.cache import MAGIC, ObjectCache, object_key
 from codegen.machine_code import KernelStore
+from codegen.threads import serial_entry
 from symgrad.errors import CompileError
 from symgrad.optimize import optimize
 from symgrad.program import Program
@@ -26,6 +27,7 @@ from symgrad.settings import read_settings
 
 ROOT = Path(__file__).parent.parent.parent
 TARGET = jit.host_target()
+serial_entry()  # the driver is made now, and is in no cache of these tests
 
 
 def _program() -> tuple[Program, np.ndarray]:
