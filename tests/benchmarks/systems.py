@@ -62,6 +62,8 @@ def environment(threads: int, caches: Path, *, cached: bool) -> Mapping[str, str
         "NUMBA_CACHE_DIR": str(caches / "numba"),
         "JAX_ENABLE_COMPILATION_CACHE": "true" if cached else "false",
     }
+    # An installed package has its bytecode; so has the source tree, once the system has been imported from it.
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)
     if cached:
         variables["JAX_COMPILATION_CACHE_DIR"] = str(caches / "jax")
         variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
