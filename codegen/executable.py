@@ -200,6 +200,7 @@ class Executable:
             "outputs": sum(map(_bytes, self.program.outputs)),
             "states": sum(states),
             "constants": sum(array.nbytes for array in self.standing.values()) - sum(states),
+            "scratch of workers": self.workers * max([one.scratch_bytes for one in self.launches], default=0),
         }
         text = ", ".join(f"{name} {count:,} bytes" for name, count in parts.items())
         works = [one.work for one in self.launches]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from codegen.affine import variable
 from codegen.costs import estimated_ns
@@ -23,6 +23,26 @@ class Access:
     stmt: Load | Store
     loops: tuple[Loop, ...]
     path: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Overwriting:
+    """`same_element`, answered once for each kernel that works share."""
+
+    known: dict[tuple[int, str, str], tuple[Kernel, bool]] = field(
+        default_factory=dict[tuple[int, str, str], tuple[Kernel, bool]]
+    )
+
+    def may(self, work: Work, new: str, old: str) -> bool:
+        """Whether a work may write the new value over the old one."""
+        if old not in work.values:
+            return True
+        name = {v: work.kernel.params[work.values.index(v)].name for v in (new, old)}
+        key = (id(work.kernel), name[new], name[old])
+        if key not in self.known:
+            # The kernel is kept, so that no other one has its identity.
+            self.known[key] = (work.kernel, same_element(work, new, old))
+        return self.known[key][1]
 
 
 def same_element(work: Work, new: str, old: str) -> bool:
@@ -99,7 +119,7 @@ def without_copy(work: Work, new: str, old: str) -> Work:
     left = (s for loop in loops_of(kernel.body) for s in loop.body)
     if kernel.body == work.kernel.body or not any(isinstance(s, Store) and s.buffer == buffers[new] for s in left):
         return work
-    return replace(work, kernel=kernel, ns=estimated_ns(kernel.body))
+    return replace(work, kernel=kernel, ns=estimated_ns(kernel))
 
 
 def _useful(body: Body, source: str, destination: str) -> Body:

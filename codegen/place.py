@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from codegen.access import is_leaf
 from codegen.executable import value_name
-from codegen.inplace import copy_kernel, same_element, without_copy
+from codegen.inplace import Overwriting, copy_kernel, without_copy
 from codegen.plan import MemoryPlan, Place, Work, plan
 from codegen.precedence import Precedence, order
 from codegen.target import Target
@@ -54,19 +54,20 @@ def place(program: Program, works: Sequence[Work], target: Target) -> Placed:
         else:
             fixed[name] = Place(slot, 0, _bytes(node))
     homes: dict[str, str] = {}
-    works, precedence = list(works), Precedence(works)
+    works, precedence, overwriting = list(works), Precedence(works), Overwriting()
     for state, new in program.updates:
         if new is not state and _bytes(state):
-            copies += _place_update(works, precedence, state, new, fixed, homes, target)
+            copies += _place_update(works, precedence, overwriting, state, new, fixed, homes, target)
     ordered = order([*works, *copies], homes)
     if ordered is None:
         raise CompileError("the updates of the program wait for each other")
-    return Placed(tuple(ordered), _least(ordered, fixed), tuple(standing), frozenset(fixed))
+    return Placed(tuple(ordered), _least(ordered, fixed, overwriting), tuple(standing), frozenset(fixed))
 
 
 def _place_update(
     works: list[Work],
     precedence: Precedence,
+    overwriting: Overwriting,
     state: Node,
     new: Node,
     fixed: dict[str, Place],
@@ -79,7 +80,7 @@ def _place_update(
     if not is_leaf(new) and name not in fixed:
         writer = works[k := precedence.writer[name]]
         # What can report a failure must not have overwritten anything by then.
-        if not writer.checks and same_element(writer, name, old) and precedence.take_over(name, old):
+        if not writer.checks and overwriting.may(writer, name, old) and precedence.take_over(name, old):
             homes[name] = old
             fixed[name] = home
             works[k] = without_copy(writer, name, old)
@@ -103,27 +104,34 @@ def _bytes(node: Node) -> int:
     return int(size_of(node.shape)) * node.dtype.itemsize  # pyright: ignore[reportArgumentType] static here
 
 
-def _least(works: Sequence[Work], fixed: Mapping[str, Place]) -> MemoryPlan:
+def _least(works: Sequence[Work], fixed: Mapping[str, Place], overwriting: Overwriting) -> MemoryPlan:
     """The plan that takes fewer bytes and meetings: with intermediate values written over others, or without."""
     buffers = {v: b for w in works for v, b in zip(w.values, w.kernel.params, strict=True)}
     sizes = {v: b.size * b.dtype.itemsize for v, b in buffers.items() if v not in fixed}
-    plans = [plan(works, sizes, fixed, over) for over in (successions(works, sizes, fixed), {})]
-    return min(plans, key=lambda p: (p.bytes, sum(p.barriers)))
+    over = successions(works, sizes, fixed, overwriting)
+    best = plan(works, sizes, fixed, over)
+    if not over or best.bytes == best.least:
+        return best
+    return min(best, plan(works, sizes, fixed), key=lambda p: (p.bytes, sum(p.barriers)))
 
 
-def successions(works: Sequence[Work], sizes: Mapping[str, int], fixed: Mapping[str, Place]) -> dict[str, str]:
+def successions(
+    works: Sequence[Work], sizes: Mapping[str, int], fixed: Mapping[str, Place], overwriting: Overwriting
+) -> dict[str, str]:
     """Values that can be written over one that their work is the last to read, each with that one."""
     last = {v: k for k, w in enumerate(works) for v in w.values}
     over: dict[str, str] = {}
     for k, work in enumerate(works):
-        buffers = dict(zip(work.values, work.kernel.params, strict=True))
         dying = [v for v in work.reads if v in sizes and sizes[v] and last[v] == k]
+        if not dying:
+            continue
+        buffers = dict(zip(work.values, work.kernel.params, strict=True))
         for new in work.writes:
             if new not in sizes and not (new in fixed and fixed[new].slot.startswith("output:")):
                 continue
-            size, width = buffers[new].size, buffers[new].dtype.itemsize
-            fitting = [v for v in dying if (buffers[v].size, buffers[v].dtype.itemsize) == (size, width)]
-            old = next((v for v in fitting if same_element(work, new, v)), None)
+            shape = buffers[new].size, buffers[new].dtype.itemsize
+            fitting = [v for v in dying if (buffers[v].size, buffers[v].dtype.itemsize) == shape]
+            old = next((v for v in fitting if overwriting.may(work, new, v)), None)
             if old is not None:
                 over[new] = old
                 dying.remove(old)

@@ -43,6 +43,11 @@ class Work:
         return sum(b.size * b.dtype.itemsize for b in self.kernel.params)
 
 
+def rounded(count: int) -> int:
+    """The bytes that so many take in the arena."""
+    return -(-count // ALIGNMENT) * ALIGNMENT
+
+
 def again_name(value: str, count: int) -> str:
     """The name of a value that is computed again, for a number of times that it was computed before."""
     return f"{original(value)}{_AGAIN}{count}"
@@ -68,11 +73,15 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Arena bytes, the place of every value, and for each work whether workers meet before it."""
+    """Arena bytes, the place of every value, and for each work whether workers meet before it.
+
+    `least` are the most bytes that are in use at one time: without gaps the arena would be that small.
+    """
 
     bytes: int
     places: Mapping[str, Place]
     barriers: tuple[bool, ...]
+    least: int
 
 
 def plan(
@@ -101,7 +110,7 @@ def plan(
             if value in sizes and (own := block[value]) not in pinned:
                 first, _ = life.get(own, (k, k))
                 life[own] = (first, k)
-    blocks = [Block(v, -(-sizes[v] // ALIGNMENT) * ALIGNMENT, first, last) for v, (first, last) in life.items()]
+    blocks = [Block(v, rounded(sizes[v]), first, last) for v, (first, last) in life.items()]
     least = most_alive(blocks)
     total, offsets = 0, dict[str, int]()
     for urgency in (_largest, _longest, _earliest):
@@ -113,7 +122,7 @@ def plan(
             break
     own_place = {b.value: Place("arena", offsets[b.value], b.size) for b in blocks} | pinned
     places = {value: own_place[own] for value, own in block.items() if value in sizes} | dict(fixed)
-    return MemoryPlan(total, places, _barriers(works, places))
+    return MemoryPlan(total, places, _barriers(works, places), least)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ A value that is written before the peak of the arena and read after it need not 
 from can run again before it is read, on values that are kept. Which are kept is decided for each segment of what runs
 before the peak, by a minimum cut between the values the segment starts from and those of it that are read after the
 peak, with bytes as capacities: what is cut is kept, what lies behind is computed again. Few long segments keep little
-and compute much at a time, many short ones the reverse; all are tried with the memory plan as the judge, and then the
-new peak is treated in the same way. The same machine code runs on the same operands, so every value has the same bits.
-Nothing depends on what is a forward or a backward pass.
+and compute much at a time, many short ones the reverse; all are tried, and then the new peak is treated in the same
+way. The same machine code runs on the same operands, so every value has the same bits. Nothing depends on what is a
+forward or a backward pass.
 
 Chen, Xu, Zhang and Guestrin, "Training Deep Nets with Sublinear Memory Cost" (2016), for segments; a minimum cut for
 what to keep is how AOTAutograd of PyTorch divides operators into a forward and a backward pass.
@@ -17,11 +17,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-from codegen.footprint import Peak, peak_of
+import numpy as np
+
+from codegen.footprint import NEAR
+from codegen.inplace import Overwriting
 from codegen.place import Placed
-from codegen.plan import Work, again_name, original
+from codegen.plan import Work, again_name, original, rounded
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -32,12 +35,45 @@ ROUNDS = 40
 FEWER = 0.7
 # Shares of the segments, from the first on, that are tried where all together are not within the limit.
 SHARES = (0.25, 0.5, 0.75, 0.9)
+# Trials of a peak that are placed, until one is better than what was there.
+PLACED = 4
 LABEL = " (again)"
+
+
+class Run(NamedTuple):
+    """A work with the values it reads and writes in this place, which are copies where it runs again."""
+
+    work: Work
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    again: bool = False
+
+
+class Peak(NamedTuple):
+    """The run at which most bytes are alive, those bytes, and at how many runs about as many are."""
+
+    run: int
+    bytes: int
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Runs in order, the nanoseconds of those that run again, and their peak."""
+
+    runs: tuple[Run, ...]
+    ns: float
+    peak: Peak
+
+    def merit(self, limit: int) -> tuple[float, ...]:
+        """What is least for the best trial: time of those within the limit, else bytes and how often they peak."""
+        within = self.peak.bytes <= limit
+        return (limit, 0, self.ns) if within else (self.peak.bytes, self.peak.times, self.ns)
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Neighboring works before the peak: what of their values is read after it, and what the cut keeps for that.
+    """Neighboring runs before the peak: what of their values is read after it, and what the cut keeps for that.
 
     `freed` are the bytes it saves at the peak, `ns` the time to compute again what is not kept.
     """
@@ -48,104 +84,157 @@ class Segment:
     ns: float
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """Works in an order, the nanoseconds of those that run again, and how all of it is placed."""
-
-    works: tuple[Work, ...]
-    ns: float
-    placed: Placed
-    peak: Peak
-
-    @property
-    def bytes(self) -> int:
-        return self.placed.memory.bytes
-
-    def merit(self, limit: int) -> tuple[float, ...]:
-        """What is least for the best trial: time of those within the limit, else bytes and how often they peak."""
-        return (limit, 0, self.ns) if self.bytes <= limit else (self.bytes, self.peak.count, self.ns)
-
-
 def within(limit: int, works: Sequence[Work], place: Callable[[Sequence[Work]], Placed]) -> Placed:
     """A placing with an arena of at most so many bytes, or else the smallest that is found.
 
-    `place` orders and places works. Of placings that fit, the one that takes the least time is preferred.
+    `place` orders and places works. Of what fits, the kernels that run again take little time.
     """
     placed = place(works)
-    best = Trial(tuple(works), 0.0, placed, peak_of(placed.works, placed.memory))
+    arena = Arena(works, placed.fixed)
+    runs = _in_order([Run(w, w.reads, w.writes) for w in works], placed)
+    start = Trial(runs, 0.0, arena.peak(runs))
+    fast = _descent(arena, start, placed, limit, place)
+    if fast.memory.bytes <= limit:
+        return fast
+    # A way that saves time may end above a limit that the one to the fewest bytes keeps.
+    return min(fast, _descent(arena, start, placed, 0, place), key=lambda p: p.memory.bytes)
+
+
+def _descent(
+    arena: Arena, base: Trial, placed: Placed, limit: int, place: Callable[[Sequence[Work]], Placed]
+) -> Placed:
+    """Treat one peak after the other until a limit is kept, or nothing has fewer bytes or the same less often."""
+    best = placed
     for _ in range(ROUNDS):
-        if best.bytes <= limit or (lower := _lower(best, limit, place)) is None:
+        if best.memory.bytes <= limit:
             break
-        best = lower
-    return best.placed
+        gaps = max(placed.memory.bytes - base.peak.bytes, 0)
+        for trial in _lower(arena, base, limit - gaps):
+            tried = place([_work(run) for run in trial.runs])
+            ordered = _in_order(trial.runs, tried)
+            peak = arena.peak(ordered)
+            if (tried.memory.bytes, peak.times) < (placed.memory.bytes, base.peak.times):
+                base, placed = Trial(ordered, trial.ns, peak), tried
+                break
+        else:
+            break
+        best = min(best, placed, key=lambda p: p.memory.bytes)
+    return best
 
 
-def _lower(base: Trial, limit: int, place: Callable[[Sequence[Work]], Placed]) -> Trial | None:
-    """The trial of the most merit, if it has more than the base."""
-    crossing = _Crossing(base)
-    best = base
+def _in_order(runs: Iterable[Run], placed: Placed) -> tuple[Run, ...]:
+    """The runs as they were placed, without works that copy values to outputs and states: placing adds them anew."""
+    own = {run.writes[0]: run for run in runs}
+    return tuple([own[w.writes[0]] for w in placed.works if w.writes[0] in own])
 
-    def tried(segments: Sequence[Segment]) -> Trial:
-        nonlocal best
-        works, ns = crossing.recomputed(segments)
-        placed = place(works)
-        trial = Trial(tuple(works), base.ns + ns, placed, peak_of(placed.works, placed.memory))
-        if trial.merit(limit)[:2] < base.merit(limit)[:2]:
-            best = trial if best is base else min(best, trial, key=lambda t: t.merit(limit))
-        return trial
+
+def _work(run: Run) -> Work:
+    """The work to place for a run."""
+    names = dict(zip((*run.work.reads, *run.work.writes), (*run.reads, *run.writes), strict=True))
+    values = tuple(names[v] for v in run.work.values)
+    if not run.again:
+        return run.work if values == run.work.values else replace(run.work, values=values)
+    # What it checks it has checked before.
+    return replace(run.work, values=values, label=run.work.label + LABEL, checks=False)
+
+
+class Arena:
+    """What the arena holds while works run: values of so many bytes, some written over others."""
+
+    def __init__(self, works: Sequence[Work], fixed: frozenset[str]) -> None:
+        self.fixed = fixed
+        self.size: dict[str, int] = {}
+        self.over: set[tuple[str, str]] = set()
+        overwriting = Overwriting()
+        for work in works:
+            buffers = dict(zip(work.values, work.kernel.params, strict=True))
+            self.size |= {v: rounded(b.size * b.dtype.itemsize) for v, b in buffers.items()}
+            for new in work.writes:
+                shape = buffers[new].size, buffers[new].dtype.itemsize
+                fitting = [v for v in work.reads if (buffers[v].size, buffers[v].dtype.itemsize) == shape]
+                self.over |= {(new, v) for v in fitting if v not in fixed and overwriting.may(work, new, v)}
+
+    def bytes(self, value: str) -> int:
+        """The bytes a value takes in the arena: none where it lives elsewhere."""
+        return 0 if value in self.fixed else self.size[original(value)]
+
+    def peak(self, runs: Sequence[Run]) -> Peak:
+        """The peak of runs in this order."""
+        last = {v: k for k, run in enumerate(runs) for v in (*run.reads, *run.writes)}
+        change = np.zeros(len(runs) + 2, np.int64)
+        for k, run in enumerate(runs):
+            left = [v for v in run.reads if last[v] == k]
+            for new in run.writes:
+                size = self.bytes(new)
+                old = next((v for v in left if size and (original(new), original(v)) in self.over), None)
+                if old is not None:
+                    left.remove(old)
+                change[k + (old is not None)] += size
+                change[max(last[new], k + (old is not None) - 1) + 1] -= size
+        used = np.cumsum(change)
+        run = int(np.argmax(used))
+        return Peak(run, int(used[run]), int(np.count_nonzero(used > NEAR * used[run])))
+
+
+def _lower(arena: Arena, base: Trial, limit: int) -> list[Trial]:
+    """Some trials of the most merit, if that is more than the base has."""
+    crossing = Crossing(arena, base)
+    found: dict[tuple[float, ...], Trial] = {}
+
+    def tried(segments: Sequence[Segment]) -> bool:
+        runs, ns = crossing.recomputed(segments)
+        trial = Trial(tuple(runs), base.ns + ns, arena.peak(runs))
+        merit = trial.merit(limit)
+        if merit[:2] < base.merit(limit)[:2]:
+            found.setdefault(merit, trial)
+        return trial.peak.bytes <= limit
 
     for segments in crossing.divisions():
-        if tried(segments).bytes > limit:
+        if not tried(segments):
             # What is read soon after the peak gains little there and takes memory when it is computed again.
             for count in sorted({int(share * len(segments)) for share in SHARES} - {0}):
                 tried(segments[:count])
             continue
         for some in (segments, sorted(segments, key=lambda s: s.ns / s.freed)):
-            low, high = 0, len(some)  # the first so many do not fit, and fit
+            low, high = 0, len(some)  # the first so many are not within the limit, and are
             while high - low > 1:
                 middle = (low + high) // 2
-                if tried(some[:middle]).bytes > limit:
-                    low = middle
-                else:
-                    high = middle
-    return best if best is not base else None
+                low, high = (low, middle) if tried(some[:middle]) else (middle, high)
+    return [found[merit] for merit in sorted(found)[:PLACED]]
 
 
-class _Crossing:
-    """The works of a trial in the order in which they run, and the values that cross its peak."""
+class Crossing:
+    """The values that cross the peak of a trial."""
 
-    def __init__(self, base: Trial) -> None:
-        placed = base.placed
-        own = {w.writes[0]: w for w in base.works}
-        peak = base.peak.work
-        # Without the works that only copy values to outputs and states: placing makes them anew.
-        before = [own[w.writes[0]] for w in placed.works[: peak + 1] if w.writes[0] in own]
-        self.peak = len(before)
-        self.works = [*before, *(own[w.writes[0]] for w in placed.works[peak + 1 :] if w.writes[0] in own)]
-        self.fixed = placed.fixed
-        self.size = {v: p.size for v, p in placed.memory.places.items()}
-        self.writer = {v: k for k, w in enumerate(before) for v in w.writes if v not in self.fixed and self.size[v]}
-        self.count = Counter(original(v) for w in self.works for v in w.writes)
-        read = {v for w in self.works[self.peak :] for v in w.reads}
-        self.alive = {
-            k: alive for k, w in enumerate(before) if (alive := [v for v in w.writes if v in read and v in self.writer])
-        }
+    def __init__(self, arena: Arena, base: Trial) -> None:
+        self.arena = arena
+        self.runs = base.runs
+        self.peak = base.peak.run + 1
+        before, after = self.runs[: self.peak], self.runs[self.peak :]
+        self.writer = {v: k for k, run in enumerate(before) for v in run.writes if arena.bytes(v)}
+        self.count = Counter(original(v) for run in self.runs for v in run.writes)
+        read = {v for run in after for v in run.reads}
+        crossing = [[v for v in run.writes if v in read and v in self.writer] for run in before]
+        self.alive = {k: values for k, values in enumerate(crossing) if values}
 
     def divisions(self) -> Iterator[list[Segment]]:
-        """The works before the peak in ever fewer segments, of about as many bytes that cross the peak each."""
+        """What runs before the peak in ever fewer segments, of about as many bytes that cross the peak each."""
         count, last = float(len(self.alive)), 0
         while count >= 1:
             if int(count) != last and (segments := self._segments(int(count))):
                 yield segments
             last, count = int(count), count * FEWER
 
+    def _bytes(self, values: Iterable[str]) -> int:
+        return sum(map(self.arena.bytes, values))
+
     def _segments(self, count: int) -> list[Segment]:
         """At most so many segments: those that free something."""
-        total, seen = sum(self.size[v] for alive in self.alive.values() for v in alive), 0
+        total, seen = sum(map(self._bytes, self.alive.values())), 0
         parts: list[list[int]] = [[] for _ in range(count)]
         for k, alive in self.alive.items():
             parts[seen * count // total].append(k)
-            seen += sum(self.size[v] for v in alive)
+            seen += self._bytes(alive)
         out: list[Segment] = []
         kept: set[str] = set()
         after = -1
@@ -158,7 +247,7 @@ class _Crossing:
         return out
 
     def _segment(self, after: int, alive: list[str], kept: set[str]) -> Segment:
-        """The segment of the works after a number, with the cut of the fewest bytes more than those of kept values."""
+        """The segment of the runs after a number, with the cut of the fewest bytes more than those of kept values."""
         import networkx as nx
 
         inside, outside = self._sources(alive, lambda v: self.writer[v] > after)
@@ -167,84 +256,78 @@ class _Crossing:
         source, sink = -1, -2
         graph.add_nodes_from((source, sink))
         for value, n in number.items():
-            graph.add_edge(n, n + 1, capacity=0 if value in kept else self.size[value])
+            graph.add_edge(n, n + 1, capacity=0 if value in kept else self.arena.bytes(value))
         for value in outside:
             graph.add_edge(source, number[value])
         for value in inside:
-            for read in self.works[self.writer[value]].reads:
+            for read in self.runs[self.writer[value]].reads:
                 if read in number:
                     graph.add_edge(number[read] + 1, number[value])
         for value in alive:
             graph.add_edge(number[value] + 1, sink)
         found = nx.minimum_cut(graph, source, sink)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         before, _ = cast("tuple[set[int], set[int]]", found[1])
-        cut = [v for v, n in number.items() if n in before and n + 1 not in before]
+        cut = {v: None for v, n in number.items() if n in before and n + 1 not in before}
         again, _ = self._sources([v for v in alive if v not in cut], lambda v: v not in cut)
-        works = dict.fromkeys(self.writer[v] for v in again)
-        held = sum(self.size[v] for v in cut if v not in kept)
-        freed = sum(self.size[v] for v in alive) - held
-        return Segment(tuple(alive), tuple(cut), freed, sum(self.works[k].ns for k in works))
+        runs = dict.fromkeys(self.writer[v] for v in again)
+        freed = self._bytes(alive) - self._bytes(v for v in cut if v not in kept)
+        return Segment(tuple(alive), tuple(cut), freed, sum(self.runs[k].work.ns for k in runs))
 
     def _sources(self, values: Iterable[str], within: Callable[[str], bool]) -> tuple[list[str], list[str]]:
         """The values and those they are computed from, as far as those are within; and the first ones beyond."""
-        inside = {v: None for v in values if within(v)}
-        outside: dict[str, None] = {v: None for v in values if not within(v)}
-        stack = list(inside)
+        inside: dict[str, None] = {}
+        outside: dict[str, None] = {}
+        stack = list(values)
         while stack:
-            for read in self.works[self.writer[stack.pop()]].reads:
-                if read not in self.writer or read in inside:
-                    continue
-                if not within(read):
-                    outside[read] = None
-                    continue
-                inside[read] = None
-                stack.append(read)
+            value = stack.pop()
+            if value in inside or value in outside:
+                continue
+            if not within(value):
+                outside[value] = None
+                continue
+            inside[value] = None
+            stack += [v for v in self.runs[self.writer[value]].reads if v in self.writer]
         return list(inside), list(outside)
 
-    def recomputed(self, segments: Sequence[Segment]) -> tuple[list[Work], float]:
-        """The works with those of the segments run again before their values are read after the peak; their time."""
+    def recomputed(self, segments: Sequence[Segment]) -> tuple[list[Run], float]:
+        """The runs, with those again that what is gone needs before it is read after the peak, and their time."""
         cut = {v for s in segments for v in s.cut}
         gone = {v for s in segments for v in s.alive} - cut
         kept = ({v for alive in self.alive.values() for v in alive} - gone) | cut
         copies: dict[str, str] = {}
         count = self.count.copy()
-        again: list[Work] = []
-        out = self.works[: self.peak]
-        for work in self.works[self.peak :]:
-            for value in work.reads:
-                if value in gone:
-                    ready = len(again)
-                    self._run_again(value, kept, copies, count, again)
-                    out += again[ready:]
-            out.append(_reading(work, copies))
-        return out, sum(w.ns for w in again)
+        out = list(self.runs[: self.peak])
+        ns = 0.0
+        for run in self.runs[self.peak :]:
+            for value in run.reads:
+                if value in gone and value not in copies:
+                    again = self._again(value, kept, copies, count)
+                    ns += sum(one.work.ns for one in again)
+                    out += again
+            out.append(run._replace(reads=_named(run.reads, copies)) if copies else run)
+        return out, ns
 
-    def _run_again(
-        self, value: str, kept: set[str], copies: dict[str, str], count: Counter[str], again: list[Work]
-    ) -> None:
-        """Add the works that compute a value again from what is kept, unless it was computed again before."""
+    def _again(self, value: str, kept: set[str], copies: dict[str, str], count: Counter[str]) -> list[Run]:
+        """The runs that compute a value again from what is kept and what has copies."""
+        out: list[Run] = []
         stack = [value]
         while stack:
             value = stack[-1]
-            work = self.works[self.writer[value]]
-            missing = [r for r in work.reads if r in self.writer and r not in kept and r not in copies]
+            run = self.runs[self.writer[value]]
+            missing = [v for v in run.reads if v in self.writer and v not in kept and v not in copies]
             if missing and value not in copies:
                 stack += missing
                 continue
             stack.pop()
-            if value not in copies:
-                made = _reading(work, copies)
-                for own in work.writes:
-                    copies[own] = again_name(own, count[original(own)])
-                    count[original(own)] += 1
-                names = tuple(copies[v] if v in work.writes else v for v in made.values)
-                # What it checks it has checked before.
-                again.append(
-                    replace(made, values=names, label=f"{work.label.removesuffix(LABEL)}{LABEL}", checks=False)
-                )
+            if value in copies:
+                continue
+            reads = _named(run.reads, copies)
+            for own in run.writes:
+                copies[own] = again_name(own, count[original(own)])
+                count[original(own)] += 1
+            out.append(Run(run.work, reads, _named(run.writes, copies), again=True))
+        return out
 
 
-def _reading(work: Work, copies: Mapping[str, str]) -> Work:
-    """The work reading copies where there are any."""
-    reads = {v: copies[v] for v in work.reads if v in copies}
-    return replace(work, values=tuple(reads.get(v, v) for v in work.values)) if reads else work
+def _named(values: tuple[str, ...], copies: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple([copies.get(v, v) for v in values])
