@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from codegen.entry import entry_text
+
 BARRIER = 1  # all workers meet before this launch
 SERIAL = 2  # worker 0 alone runs it, over the whole extent
 GUARD = 4  # all workers meet, and leave the run here when the status is not 0
@@ -22,7 +24,7 @@ RECORDS = 256  # per worker: control block, number
 
 
 def driver_text(triple: str) -> str:
-    """The driver as LLVM text for this machine and system."""
+    """The driver, and the entry that calls it, as LLVM text for this machine and system."""
     machine, _, system = triple.partition("-")
     arm = machine in ("aarch64", "arm64")
     pause, declarations = "", ""
@@ -51,7 +53,7 @@ def driver_text(triple: str) -> str:
         ("SERIAL", SERIAL), ("GUARD", GUARD),
     ):  # fmt: skip
         text = text.replace(f"<{name}>", str(value))
-    return text
+    return text + entry_text()
 
 
 _X86_DECLARATIONS = """\

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # Work that takes less is done by the calling thread alone: waking others costs more than they save.
 PARALLEL_NS = 60_000
+# Other threads of Python may run during work that takes more: letting them costs something too.
+LONG_NS = 10_000
 
 
 # Where CPython keeps the data pointer of an array: right after the object header.
@@ -63,10 +65,11 @@ class Launchable:
 class Context:
     """Memory of one call in flight: arena, scratch, slots and the records that the driver reads.
 
-    `bind` takes where the inputs and outputs are: the arrays as objects in CPython, else their data.
+    `bind` takes where the inputs and outputs are: the arrays as objects in CPython, else their data. The record says
+    where everything else is.
     """
 
-    __slots__ = ("_keep", "_record", "_table", "address", "bind")
+    __slots__ = ("_keep", "_table", "address", "bind", "record")
 
     def __init__(self, executable: Executable) -> None:
         launches = executable.launches
@@ -109,13 +112,13 @@ class Context:
             objects=(executable.bound, given.ctypes.data, bound.ctypes.data, _HEADER) if _OBJECTS else (0, 0, 0, 0),
         )
         self.address = int(record.ctypes.data)
-        self._record, self._table = record, table
+        self.record, self._table = record, table
         self._keep = (arena, scratch, args, barrier, status, slots, given)
 
     def choose(self, first: int, count: int) -> None:
         """Let the next run be of `count` launches from a first one on."""
-        self._record[1] = self._table.ctypes.data + first * self._table.itemsize * self._table.shape[1]
-        self._record[2] = count
+        self.record[1] = self._table.ctypes.data + first * self._table.itemsize * self._table.shape[1]
+        self.record[2] = count
 
 
 class Executable:
@@ -145,20 +148,26 @@ class Executable:
         names += [f"output:{k}" for k in range(len(program.outputs))]
         self.slot_of = {name: k for k, name in enumerate(dict.fromkeys(names))}
         self.bound = len(program.inputs) + len(program.outputs)
-        self.parallel = workers > 1 and sum(one.work.ns for one in launches) > PARALLEL_NS
-        self._run = threads.shared_pool(workers).run if self.parallel else threads.serial_entry()
-        self._free: list[Context] = []
+        ns = sum(one.work.ns for one in launches)
+        self.parallel = workers > 1 and ns > PARALLEL_NS
+        self.is_long = self.parallel or ns > LONG_NS
+        pool = threads.shared_pool(workers) if self.parallel else None
+        self._run = threads.serial_entry() if pool is None else pool.run
+        # Where the control block of the pool is told, for native callers; 0 without one.
+        self.control = 0 if pool is None else pool.control_at
+        # Contexts of no call in flight.
+        self.contexts: list[Context] = []
         self.profile = Profile(len(launches)) if profiled else None
 
     def run(self, arrays: Sequence[Array]) -> int:
         """Run on inputs and outputs, C-contiguous arrays of the program's types. Returns the status, 0 if well."""
         try:
-            context = self._free.pop()
+            context = self.contexts.pop()
         except IndexError:
             context = Context(self)
         context.bind(*map(_where, arrays))
         status = self._run(context.address) if self.profile is None else self._profiled(context, self.profile)
-        self._free.append(context)
+        self.contexts.append(context)
         return status
 
     def _profiled(self, context: Context, profile: Profile) -> int:

@@ -114,6 +114,12 @@ def serial_entry() -> Callable[[int], int]:
     return _driver().serial
 
 
+def entry_symbols() -> tuple[int, int]:
+    """Addresses of the function and of the table of `entry`. Valid as long as the process."""
+    library = _driver().library
+    return library.address("symgrad_call"), library.address("symgrad_table")
+
+
 class Pool:
     """`workers` - 1 native threads that, with the caller, run contexts.
 
@@ -121,7 +127,7 @@ class Pool:
     lives until `close`, or as long as the process. After a fork the child starts threads of its own on first use.
     """
 
-    __slots__ = ("_control", "_run", "_threads", "workers")
+    __slots__ = ("_control", "_control_word", "_run", "_threads", "control_at", "workers")
 
     def __init__(self, workers: int) -> None:
         if workers < 1:
@@ -129,6 +135,9 @@ class Pool:
         if workers > 1 and not _has_threads():
             raise CompileError(f"Pool: {workers} workers were asked for; this system offers no POSIX threads: use 1")
         self.workers = workers
+        self._control_word = np.zeros(1, np.int64)
+        # Where native callers find the control block, 0 while there are no threads.
+        self.control_at = int(self._control_word.ctypes.data)
         self._control = 0
         self._threads: list[int] = []
         self._run = _driver().parallel
@@ -144,7 +153,8 @@ class Pool:
     def close(self) -> None:
         """End the threads. No run may be in flight; the pool starts again when it is used again."""
         with _lock:
-            control, self._control = self._control, 0
+            control = self._control
+            self._set_control(0)
             if control:
                 _stop(control, self._threads)
                 _pools.remove(self)
@@ -152,13 +162,18 @@ class Pool:
     def _start(self) -> int:
         with _lock:
             if not self._control:
-                self._control, self._threads = _start(self.workers)
+                control, self._threads = _start(self.workers)
+                self._set_control(control)
                 _pools.append(self)
             return self._control
 
     def _forget(self) -> None:
         """The threads and their control block belong to another process."""
-        self._control, self._threads = 0, []
+        self._threads = []
+        self._set_control(0)
+
+    def _set_control(self, control: int) -> None:
+        self._control = self._control_word[0] = control
 
 
 def shared_pool(workers: int) -> Pool:
@@ -241,7 +256,7 @@ def _libc() -> ctypes.CDLL:
     return library
 
 
-_ENTRIES = ("serial", "parallel", "stop", "worker", "pause", "spins")
+_ENTRIES = ("serial", "parallel", "stop", "worker", "pause", "spins", "call", "table")
 
 
 class _Driver(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast, overload
 from codegen import jit
 from codegen.build import build
 from codegen.cache import ObjectCache
+from codegen.calls import attach
 from codegen.machine_code import KernelStore
 from codegen.target import Target
 from codegen.threads import default_workers
@@ -119,7 +120,8 @@ def compile(
     if not isinstance(inputs, Program):
         program = _advanced(program, chosen)
     options: dict[str, Any] = {"phase": chosen, "workers": workers, "without": left_out, "max_bytes": max_bytes}
-    made = Function(program, structure, partial(make_executable, **options))
+    # A profiled program runs kernel by kernel.
+    made = Function(program, structure, partial(make_executable, **options), None if settings().profile else attach)
     if settings().profile:
         _show_at_exit(made)
     return made

@@ -36,6 +36,14 @@ class Executable(Protocol):
     def report(self) -> str: ...
 
 
+class Entry(Protocol):
+    """Takes calls before Python does, for the sizes it serves; see `attach` of code generation."""
+
+    served: set[Shapes]
+
+    def serve(self, shapes: Shapes, executable: Any, makers: Sequence[Callable[[], Array] | None]) -> None: ...
+
+
 # Code is generated for one function at a time. A fork waits for it, so that the child finds the lock free.
 _building = threading.RLock()
 if hasattr(os, "register_at_fork"):
@@ -130,11 +138,12 @@ _COUNTS_ARE_EXACT = sys.implementation.name == "cpython" and getattr(sys, "_is_g
 _UNUSED = _references([np.empty(0)])
 
 
-def allocator(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Callable[[], Array]:
-    """What gives arrays of one type with unspecified content that alias nothing in use."""
+def recycler(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Callable[[], Array] | None:
+    """What gives arrays of one type with unspecified content that alias nothing in use; None where they are not large
+    enough for anything but `numpy.empty`."""
     if _COUNTS_ARE_EXACT and math.prod(shape) * dtype.itemsize >= RECYCLED_BYTES:
         return Recycler(shape, dtype).take
-    return partial(np.empty, shape, dtype)
+    return None
 
 
 class Recycler:
@@ -167,6 +176,7 @@ class Binding:
     """A program compiled for the sizes of one call."""
 
     executable: Executable
+    recyclers: tuple[Callable[[], Array] | None, ...]
     allocators: tuple[Callable[[], Array], ...]
 
 
@@ -182,8 +192,15 @@ class Function:
     for indices out of range; params and states are unchanged then.
     """
 
+    # Set once calls arrive in native code, which finds here what it has to know.
+    __slots__ = ("__dict__", "__weakref__", "_entry")
+
     def __init__(
-        self, program: Program, structure: Structure, make: Callable[[Program, Mapping[str, int]], Executable]
+        self,
+        program: Program,
+        structure: Structure,
+        make: Callable[[Program, Mapping[str, int]], Executable],
+        attach: Callable[..., Entry | None] | None = None,
     ) -> None:
         self.program = program
         self.structure = structure
@@ -194,6 +211,8 @@ class Function:
         self._single = structure.kind is Node and not structure.matrices
         self._bindings: dict[Shapes, Binding] = {}
         self._state_lock = program.graph.lock if program.states else None
+        self._attach = attach
+        self._native: Entry | None = None
 
     def __repr__(self) -> str:
         return f"<Function {self.name}: {len(self._inputs)} inputs, compiled for {len(self._bindings)} sizes>"
@@ -209,6 +228,8 @@ class Function:
             arrays.append(array)
         shapes = tuple([a.shape for a in arrays])
         binding = self._bindings.get(shapes) or self._bind(shapes, lambda: bind_sizes(self._inputs, arrays))
+        if self._native is not None and shapes not in self._native.served:
+            self._serve(shapes, binding)
         outputs = [make() for make in binding.allocators] if out is None else self._given(out, binding, arrays)
         if self._state_lock is None:
             status = binding.executable.run(arrays + outputs)
@@ -253,9 +274,21 @@ class Function:
             if (found := self._bindings.get(shapes)) is not None:
                 return found
             executable = self._make(self.program, sizes())
-            allocators = tuple(allocator(static_shape(n.shape), n.dtype.np) for n in executable.program.outputs)
-            binding = self._bindings[shapes] = Binding(executable, allocators)
+            types = [(static_shape(n.shape), n.dtype.np) for n in executable.program.outputs]
+            recyclers = tuple(recycler(*one) for one in types)
+            plain = [partial(np.empty, *one) for one in types]
+            allocators = tuple(a or b for a, b in zip(recyclers, plain, strict=True))
+            binding = self._bindings[shapes] = Binding(executable, recyclers, allocators)
+            if self._attach is not None and not self.structure.matrices:
+                kind, keys = self.structure.kind, self.structure.keys
+                self._native = self._attach(self, self._dtypes, kind, keys, self._state_lock)
+                self._attach = None
             return binding
+
+    def _serve(self, shapes: Shapes, binding: Binding) -> None:
+        with _building:
+            if self._native is not None and shapes not in self._native.served:
+                self._native.serve(shapes, binding.executable, binding.recyclers)
 
     def _by_name(self, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
         names = [str(n.name) for n in self._inputs]

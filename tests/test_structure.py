@@ -47,7 +47,7 @@ LATE = {
 }
 FROM_SYMGRAD = {"types", "errors", "opdef", "storage", "graph", "program"}
 CTYPES = {
-    "codegen.jit", "codegen.threads", "codegen.cuda", "codegen.executable",
+    "codegen.jit", "codegen.threads", "codegen.cuda", "codegen.executable", "codegen.calls",
 }  # fmt: skip
 # Lowering in three modules: they alone see graphs and loop programs, besides the line that calls everything.
 LOWERING = {"codegen.access", "codegen.inline", "codegen.lower", "codegen.lower_scan", "codegen.lower_sort"}
