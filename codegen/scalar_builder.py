@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple, TypeAlias
 
 from codegen.target import Target
@@ -34,11 +35,13 @@ def _scalar_type(dtype: DType) -> str:
     return f"i{dtype.bits}"
 
 
+@cache
 def llvm_type(dtype: DType, lanes: int) -> str:
     """The type of a register."""
     return _scalar_type(dtype) if lanes == 1 else f"<{lanes} x {_scalar_type(dtype)}>"
 
 
+@cache
 def memory_type(dtype: DType, lanes: int) -> str:
     """The type of loads and stores: that of the register, but i8 for bool."""
     return llvm_type(uint8 if dtype.kind == "b" else dtype, lanes)
@@ -111,9 +114,11 @@ class ScalarBuilder:
 
     def matched(self, *values: Value) -> tuple[Value, ...]:
         """The values as they are when all have one lane, else all splatted."""
-        if all(v.lanes == values[0].lanes for v in values):
-            return values
-        return tuple(self.splat(v) for v in values)
+        lanes = values[0].lanes
+        for v in values:
+            if v.lanes != lanes:
+                return tuple([self.splat(v) for v in values])
+        return values
 
     def to_memory(self, v: Value) -> Value:
         """What is stored: bool widened to a byte of 0 or 1, everything else as it is."""
@@ -137,8 +142,11 @@ class ScalarBuilder:
 
     def operands(self, *operands: Operand) -> tuple[Value, ...]:
         """Values of one width; Python numbers take the dtype of the first value among the operands."""
-        dtype = next(o.dtype for o in operands if isinstance(o, Value))
-        return self.matched(*(o if isinstance(o, Value) else self.const(dtype, o) for o in operands))
+        values = [o for o in operands if isinstance(o, Value)]
+        if len(values) < len(operands):
+            dtype = values[0].dtype
+            values = [o if isinstance(o, Value) else self.const(dtype, o) for o in operands]
+        return self.matched(*values)
 
     def binary(self, instruction: str, a: Operand, b: Operand, result: DType | None = None) -> Value:
         """A two-operand instruction; `result` is the dtype of the result when it is not that of the operands."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from types import CodeType, FrameType
 
 import numpy as np
@@ -23,10 +24,7 @@ class Loc:
     @property
     def line(self) -> int:
         """The line number of the instruction."""
-        for start, end, line in self.code.co_lines():
-            if start <= self.instruction < end:
-                return line or self.code.co_firstlineno
-        return self.code.co_firstlineno
+        return _line(self.code, self.instruction)
 
     @property
     def file(self) -> str:
@@ -34,6 +32,14 @@ class Loc:
 
     def __str__(self) -> str:
         return f"{os.path.basename(self.file)}:{self.line}"
+
+
+@lru_cache(maxsize=1024)
+def _line(code: CodeType, instruction: int) -> int:
+    for start, end, line in code.co_lines():
+        if start <= instruction < end:
+            return line or code.co_firstlineno
+    return code.co_firstlineno
 
 
 @dataclass(frozen=True, slots=True)
