@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from codegen import jit
 from codegen.cache import ObjectCache
@@ -66,7 +66,7 @@ def build(
         Launchable(work, c.address, c.scratch_bytes, barrier, c)
         for work, c, barrier in zip(works, compiled, memory.barriers, strict=True)
     )
-    sizes = partial(_byte_counts, symbolic, target) if symbolic is not None else None
+    sizes = functools.cache(functools.partial(_byte_counts, symbolic, target)) if symbolic is not None else None
     return Executable(program, launches, memory, workers, profiled=profiled, sizes=sizes)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from codegen.rematerialize import within
 from symgrad.errors import CompileError
 from symgrad.function import Function
 from symgrad.graph import Graph
-from symgrad.types import float32, uint8
+from symgrad.types import Dim, bound, float32, uint8, unbound
 
 Array = np.ndarray
 
@@ -218,6 +219,23 @@ def test_the_formula_of_several_extents() -> None:
     taken, formula = peak_of(f.report())
     assert eval(formula, {"n": 6, "m": 40}) == taken
     assert "m*n" in formula
+
+
+def test_sizes_remember_their_extents() -> None:
+    """Arithmetic with integers gives the value and the extent of the same polynomial."""
+    n, m = bound(6, Dim.named("n")), bound(4, Dim.named("m"))
+    made = [n + 1, 1 + n, n - m, 3 - n, n * m, 2 * n, n // 4, -(-n // 4), 50 // m, n**2, -n, math.prod((n, m, 3))]
+    plain = [7, 7, 2, -3, 24, 12, 1, 2, 12, 36, -6, 72]
+    assert made == plain
+    assert [repr(k) for k in made] == [repr(k) for k in plain]
+    for value in made:
+        extent = unbound(value)
+        assert isinstance(extent, Dim)
+        assert extent.bind({"n": 6, "m": 4}) == value
+    assert type(n - n) is int
+    assert unbound(5) == 5
+    assert n * 0.5 == 3.0
+    assert {n: "six"}[6] == "six"
 
 
 def test_what_lives_at_the_peak() -> None:
