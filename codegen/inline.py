@@ -32,6 +32,8 @@ class Scope:
 class Lowering:
     """The state of lowering one group: parameters, names and the open scopes, outermost first."""
 
+    home: Scope  # the outermost scope that can hold what is being defined
+
     def __init__(self, stored: set[int], ranges: Ranges) -> None:
         self.stored = stored
         self.ranges = ranges
@@ -90,11 +92,12 @@ class Lowering:
             if self.lookup(demand) is not None:
                 stack.pop()
                 continue
-            missing = [d for d in self._demands(demand) if self.lookup(d) is None]
+            needed = self._demands(demand)
+            missing = [d for d in needed if self.lookup(d) is None]
             if missing:
                 stack.extend(missing)
                 continue
-            self._define(demand)
+            self._define(demand, needed)
             stack.pop()
         name = self.lookup(root)
         assert name is not None
@@ -135,9 +138,11 @@ class Lowering:
             ),
         ]
 
-    def _define(self, demand: Demand) -> None:
+    def _define(self, demand: Demand, needed: list[Demand]) -> None:
+        """Name an element of which all that it needs has a name."""
         node, index, guard = demand
         dtype = node.dtype
+        self.home = self._home(demand, needed)
         if self._is_load(node):
             offset = linearize(index, static_shape(node.shape))
             self._let(demand, Load(self.fresh(), self.param(node), offset, dtype, guard))
@@ -155,7 +160,7 @@ class Lowering:
         if node.op.name == "iota":
             self._let(demand, Index(self.fresh(), index[0], dtype))
             return
-        args = [self._named(d) for d in self._demands(demand)]
+        args = [self._named(d) for d in needed]
         if node.op.kind is Kind.POINTWISE:
             if node.op.name == "check_index" and guard:
                 args = [self._guarded_index(demand, args[0])]
@@ -186,7 +191,7 @@ class Lowering:
     def _guarded_index(self, demand: Demand, name: str) -> str:
         """An index that is only read where its guard holds must not be checked elsewhere."""
         node, _, guard = demand
-        scope = self._home(demand)
+        scope = self.home
         zero = self.constant(Literal(np_zero(node.dtype)), node.dtype)
         within = Within(self.fresh(), guard)
         chosen = Let(self.fresh(), "where", (within.name, name, zero.name), node.dtype)
@@ -196,7 +201,7 @@ class Lowering:
 
     def _define_pad(self, demand: Demand) -> None:
         node, index, guard = demand
-        scope = self._home(demand)
+        scope = self.home
         fill = self.constant(node.attrs[2], node.dtype)
         scope.stmts.append(fill)
         scope.names.add(fill.name)
@@ -221,7 +226,7 @@ class Lowering:
 
     def _define_unread(self, demand: Demand) -> None:
         """A value that nothing reads, where there is no element to read."""
-        scope = self._home(demand)
+        scope = self.home
         zero = self.constant(Literal(np_zero(demand[0].dtype)), demand[0].dtype)
         scope.stmts.append(zero)
         scope.names.add(zero.name)
@@ -231,7 +236,7 @@ class Lowering:
         """Halve the part of the row in which the place lies, as often as its length demands: no branch."""
         node, index, guard = demand
         row, dtype = node.inputs[0], node.dtype
-        right, scope = node.attrs[0] == "right", self._home(demand)
+        right, scope = node.attrs[0] == "right", self.home
 
         def let(op: str, args: tuple[str, ...], result: DType) -> str:
             scope.stmts.append(Let(self.fresh(), op, args, result))
@@ -274,7 +279,7 @@ class Lowering:
     def _select(self, demand: Demand, guard: Guard, yes: str, no: str) -> str:
         if not guard:
             return yes
-        scope = self._home(demand)
+        scope = self.home
         within = Within(self.fresh(), guard)
         chosen = Let(self.fresh(), "where", (within.name, yes, no), demand[0].dtype)
         scope.stmts += (within, chosen)
@@ -282,18 +287,18 @@ class Lowering:
         return chosen.name
 
     def _alias(self, demand: Demand, name: str) -> None:
-        self._home(demand).named[demand] = name
+        self.home.named[demand] = name
 
     def _let(self, demand: Demand, stmt: Let | Index | Load) -> None:
-        scope = self._home(demand)
+        scope = self.home
         scope.stmts.append(stmt)
         scope.named[demand] = stmt.name
         scope.names.add(stmt.name)
 
-    def _home(self, demand: Demand) -> Scope:
+    def _home(self, demand: Demand, needed: list[Demand]) -> Scope:
         """The outermost open scope that has every loop variable and value the element depends on."""
         wanted = {name for one in (*demand[1], *demand[2]) for name, _ in one.terms}
-        used = {d for d in (self.lookup(d) for d in self._demands(demand)) if d is not None}
+        used = {self._named(d) for d in needed}
         level = 0
         for k, scope in enumerate(self.scopes):
             if wanted & (scope.variables | scope.names) - self._seen_before(k):
