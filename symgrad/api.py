@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -200,6 +202,19 @@ def _object_cache(folder: str) -> ObjectCache | None:
         return None
 
 
+@contextmanager
+def _without_collector() -> Generator[None]:
+    """Leave out the search for reference cycles: it would look at every node again and again, and find none."""
+    runs = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if runs:
+            gc.enable()
+
+
+@_without_collector()
 def make_executable(
     program: Program,
     sizes: Mapping[str, int],

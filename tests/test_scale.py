@@ -3,19 +3,24 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import symgrad as sg
+from codegen import works
 from codegen.group import group
 from codegen.prepare import prepare
+from symgrad import api
 from symgrad.optimize import optimize
 from symgrad.program import Program
+from symgrad.settings import settings
 from symgrad.verify import verify
 
 DEFAULT_LIMIT = 1000
@@ -171,3 +176,60 @@ def test_views_that_read_each_other_twice() -> None:
     with clock.phase("group"):
         group(Program(graph, (x,), (y,)))
     assert clock.seconds["group"] < 3, str(clock)
+
+
+def identical_layers(count: int) -> tuple[sg.Function, int]:
+    """A compiled training step of so many equal residual layers, and the nodes of its graph."""
+    graph = sg.Graph()
+    x, t = graph.input("x", (8, 16)), graph.input("t", (8,), sg.int32)
+    h = x
+    for k in range(count):
+        with graph.scope(f"layer{k}"):
+            w, b = graph.param("w", sg.init.he_normal((16, 16), seed=k)), graph.param("b", np.zeros(16, np.float32))
+            scale, shift = graph.param("s", np.ones(16, np.float32)), graph.param("o", np.zeros(16, np.float32))
+            h = h + sg.nn.gelu(sg.nn.layer_norm(h, scale, shift) @ w + b)
+    loss = sg.mean(sg.nn.softmax_cross_entropy(h, t))
+    grads = sg.grad(loss, graph.params)
+    step = sg.compile([x, t], loss, updates=sg.optim.adam(graph.params, grads, lr=1e-3))
+    step(np.ones((8, 16), np.float32), np.zeros(8, np.int32))
+    return step, len(graph.nodes)
+
+
+def test_equal_layers_share_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is lowered, scheduled and compiled does not grow with the number of equal layers."""
+    lowered: list[object] = []
+    lower = works.lower
+    monkeypatch.setattr(works, "lower", lambda one, stored: (lowered.append(one), lower(one, stored))[1])
+    monkeypatch.setattr(api, "settings", lambda: replace(settings(), verify=False, cache="off"))
+    counts: list[tuple[int, int]] = []
+    for count in (4, 64):
+        lowered.clear()
+        step, nodes = identical_layers(count)
+        assert nodes > 100 * count
+        report = step.report()
+        distinct = int(report.split(" distinct")[0].rsplit(" ", 1)[1])
+        kernels = int(report.split(" kernels, ")[0].rsplit(" ", 1)[1])
+        assert kernels > 6 * count
+        counts.append((len(lowered), distinct))
+    # Optimizer updates of several layers run in one kernel: how many there are in the last one differs.
+    assert counts[1][0] <= counts[0][0] + 8
+    assert counts[1][1] <= counts[0][1] + 8
+
+
+def test_work_of_the_compiler_grows_with_the_number_of_nodes() -> None:
+    """Calls of functions are counted, not seconds: four times the layers take little more than four times the calls."""
+    totals: list[int] = []
+    for layers in (8, 32):
+        calls = itertools.count()
+
+        def note(frame: object, event: str, argument: object, calls: itertools.count[int] = calls) -> None:
+            if event == "call":
+                next(calls)
+
+        sys.setprofile(note)
+        try:
+            identical_layers(layers)
+        finally:
+            sys.setprofile(None)
+        totals.append(next(calls))
+    assert totals[1] < 4.4 * totals[0], totals
