@@ -35,6 +35,8 @@ ROUNDS = 40
 FEWER = 0.7
 # Shares of the segments, from the first on, that are tried where all together are not within the limit.
 SHARES = (0.25, 0.5, 0.75, 0.9)
+# So many segments are tried one by one too.
+ALONE = 40
 # Trials of a peak that are placed, until one is better than what was there.
 PLACED = 4
 LABEL = " (again)"
@@ -93,23 +95,28 @@ def within(limit: int, works: Sequence[Work], place: Callable[[Sequence[Work]], 
     arena = Arena(works, placed.fixed)
     runs = _in_order([Run(w, w.reads, w.writes) for w in works], placed)
     start = Trial(runs, 0.0, arena.peak(runs))
-    fast = _descent(arena, start, placed, limit, place)
-    if fast.memory.bytes <= limit:
+    fast, saves_time = _descent(arena, start, placed, limit, place)
+    if fast.memory.bytes <= limit or not saves_time:
         return fast
     # A way that saves time may end above a limit that the one to the fewest bytes keeps.
-    return min(fast, _descent(arena, start, placed, 0, place), key=lambda p: p.memory.bytes)
+    small, _ = _descent(arena, start, placed, 0, place)
+    return min(fast, small, key=lambda p: p.memory.bytes)
 
 
 def _descent(
     arena: Arena, base: Trial, placed: Placed, limit: int, place: Callable[[Sequence[Work]], Placed]
-) -> Placed:
-    """Treat one peak after the other until a limit is kept, or nothing has fewer bytes or the same less often."""
-    best = placed
+) -> tuple[Placed, bool]:
+    """Treat one peak after the other until a limit is kept, or nothing has fewer bytes or the same less often.
+
+    And whether one of several ways was chosen for its time.
+    """
+    best, saves_time = placed, False
     for _ in range(ROUNDS):
         if best.memory.bytes <= limit:
             break
         gaps = max(placed.memory.bytes - base.peak.bytes, 0)
         for trial in _lower(arena, base, limit - gaps):
+            saves_time |= trial.peak.bytes <= limit - gaps
             tried = place([_work(run) for run in trial.runs])
             ordered = _in_order(trial.runs, tried)
             peak = arena.peak(ordered)
@@ -119,7 +126,7 @@ def _descent(
         else:
             break
         best = min(best, placed, key=lambda p: p.memory.bytes)
-    return best
+    return best, saves_time
 
 
 def _in_order(runs: Iterable[Run], placed: Placed) -> tuple[Run, ...]:
@@ -184,16 +191,21 @@ def _lower(arena: Arena, base: Trial, limit: int) -> list[Trial]:
     def tried(segments: Sequence[Segment]) -> bool:
         runs, ns = crossing.recomputed(segments)
         trial = Trial(tuple(runs), base.ns + ns, arena.peak(runs))
-        merit = trial.merit(limit)
-        if merit[:2] < base.merit(limit)[:2]:
-            found.setdefault(merit, trial)
-        return trial.peak.bytes <= limit
+        within = trial.peak.bytes <= limit
+        # Of trials above the limit that peak alike one is enough, the fastest.
+        merit = trial.merit(limit) if within else trial.merit(limit)[:2]
+        if merit[:2] < base.merit(limit)[:2] and (merit not in found or ns < found[merit].ns - base.ns):
+            found[merit] = trial
+        return within
 
     for segments in crossing.divisions():
         if not tried(segments):
             # What is read soon after the peak gains little there and takes memory when it is computed again.
             for count in sorted({int(share * len(segments)) for share in SHARES} - {0}):
                 tried(segments[:count])
+            if len(segments) <= ALONE:
+                for segment in segments:
+                    tried([segment])
             continue
         for some in (segments, sorted(segments, key=lambda s: s.ns / s.freed)):
             low, high = 0, len(some)  # the first so many are not within the limit, and are
