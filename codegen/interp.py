@@ -70,7 +70,7 @@ class _Machine:
 
     def _clear_scratch(self) -> None:
         for buffer in self.kernel.locals:
-            if buffer.space is Space.SCRATCH:
+            if buffer.space in (Space.SCRATCH, Space.TILE):
                 self.memory[buffer.name] = np.full(buffer.size, _poison(buffer.dtype))
 
     def body(self, body: Body) -> None:

@@ -17,6 +17,7 @@ class Space(enum.Enum):
     GLOBAL = "global"  # passed to the kernel
     SCRATCH = "scratch"  # private to a worker, in its cache
     REG = "reg"  # registers: every index is a constant once loops are unrolled
+    TILE = "tile"  # registers, stored row by row along the lanes of a vector loop and loaded column by column
 
 
 class Bind(enum.Enum):

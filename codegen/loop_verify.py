@@ -74,6 +74,18 @@ def gathered_lanes(body: Body) -> dict[str, int]:
     return lanes
 
 
+@dataclass(slots=True)
+class Tile:
+    """What a tile in registers holds: rows of `width` places by their first place, with how many lanes they have.
+
+    `around` are the loops it was filled in that are not written out.
+    """
+
+    width: int
+    around: tuple[str, ...]
+    rows: dict[int, int]
+
+
 class _Verifier:
     """The state of one walk in program order: each loop's body is visited once."""
 
@@ -88,6 +100,7 @@ class _Verifier:
         self.vector: Loop | None = None
         self.open: set[tuple[str, int]] = set()
         self.stored: set[str] = set()
+        self.tiles: dict[str, Tile] = {}
 
     def check(self) -> None:
         buffers = self.kernel.params + self.kernel.locals
@@ -150,6 +163,8 @@ class _Verifier:
             self._stmt(inner)
         del self.loops[loop.name], self.ranges[loop.name]
         self.names = names
+        if not _is_fixed(loop):
+            self.tiles = {name: tile for name, tile in self.tiles.items() if loop.name not in tile.around}
         if loop.bind is Bind.VECTOR:
             self.vector = None
         repeats = loop.extent > 1 and loop.bind in (Bind.SERIAL, Bind.PARALLEL)
@@ -211,6 +226,8 @@ class _Verifier:
         for one in stmt.guard:
             self._variables(stmt, one)
         self._inside(stmt, stmt.index, buffer, stmt.guard)
+        if buffer.space is Space.TILE:
+            self._load_column(stmt)
         self._define(stmt, stmt.name, stmt.dtype, any(map(self._varies, (stmt.index, *stmt.guard))))
 
     def _store(self, stmt: Store) -> None:
@@ -223,7 +240,47 @@ class _Verifier:
         self._inside(stmt, stmt.index, buffer, ())
         if value.varies and not self._varies(stmt.index):
             _fail(stmt, f"{stmt.value} has a value per lane, and the index is the same in all")
+        if buffer.space is Space.TILE:
+            self._store_row(stmt)
         self.stored.add(buffer.name)
+
+    def _store_row(self, stmt: Store) -> None:
+        vector, places = self._places(stmt)
+        tile = self.tiles.get(stmt.buffer)
+        if tile is None or tile.width != vector.lanes or tile.around != self._around():
+            tile = self.tiles[stmt.buffer] = Tile(vector.lanes, self._around(), {})
+        if stmt.index.factor(vector.name) != 1 or any(place % vector.lanes for place in places):
+            _fail(stmt, f"the rows of {stmt.buffer} run along the lanes")
+        tile.rows |= dict.fromkeys(places, vector.extent)
+
+    def _load_column(self, stmt: Load) -> None:
+        vector, places = self._places(stmt)
+        tile = self.tiles.get(stmt.buffer)
+        if tile is None or tile.around != self._around():
+            _fail(stmt, f"{stmt.buffer} was not stored in the loops around this")
+        if stmt.guard or stmt.index.factor(vector.name) != tile.width:
+            _fail(stmt, f"the columns of {stmt.buffer} run along the lanes")
+        for place in places:
+            row, column = place // tile.width * tile.width, place % tile.width
+            if any(column >= tile.rows.get(row + k * tile.width, 0) for k in range(vector.extent)):
+                _fail(stmt, f"not all of column {column} was stored to {stmt.buffer}")
+
+    def _places(self, stmt: Load | Store) -> tuple[Loop, set[int]]:
+        """The vector loop around an access to a tile, and the places of its first lane over the other loops."""
+        if self.vector is None:
+            _fail(stmt, f"{stmt.buffer} is a tile, and there are no lanes")
+        values: list[list[int]] = []
+        for name, factor in stmt.index.terms:
+            loop = self.loops.get(name)
+            if loop is None or not _is_fixed(loop):
+                _fail(stmt, f"a tile is in registers, and {name} is not written out")
+            if loop is not self.vector:
+                values.append([factor * (loop.start + k) for k in range(loop.extent)])
+        start = stmt.index.const + stmt.index.factor(self.vector.name) * self.vector.start
+        return self.vector, {start + sum(one) for one in itertools.product(*values)}
+
+    def _around(self) -> tuple[str, ...]:
+        return tuple(name for name, loop in self.loops.items() if not _is_fixed(loop))
 
     def _memory(self, stmt: Stmt, name: str) -> Buffer:
         buffer = self._buffer(stmt, name)
@@ -328,12 +385,16 @@ class _Verifier:
         values: list[list[int]] = []
         for name, factor in stmt.index.terms:
             loop = self.loops.get(name)
-            fixed = loop is not None and (loop.extent == 1 or loop.bind in (Bind.UNROLL, Bind.VECTOR))
-            if loop is None or (self.scheduled and not fixed):
+            if loop is None or (self.scheduled and not _is_fixed(loop)):
                 _fail(stmt, f"an accumulator must be a register, and {name} is not written out")
             extent = 1 if loop.bind is Bind.VECTOR else loop.extent
             values.append([factor * (loop.start + k) for k in range(extent)])
         return {(stmt.buffer, stmt.index.const + sum(one)) for one in itertools.product(*values)}
+
+
+def _is_fixed(loop: Loop) -> bool:
+    """Whether a loop is written out, so that its variable is a number wherever it stands."""
+    return loop.bind in (Bind.UNROLL, Bind.VECTOR) or (loop.extent == 1 and loop.bind is Bind.SERIAL)
 
 
 def highest(index: Affine, guards: Iterable[Affine], ranges: Mapping[str, tuple[int, int]]) -> int | None:

@@ -10,6 +10,8 @@ from codegen.loop import Bind, Body, For, Kernel, Let, Load, Loop, Stmt, Store, 
 from codegen.schedule_contract import lane_bytes, schedule_contract, shared
 from codegen.steps import Distribute, Fuse, Parallel, Split, Step, Unroll, Vectorize, apply, can_fuse
 from codegen.target import Target
+from codegen.transpose import Transpose, turned_loads
+from codegen.writer import MAX_SHUFFLED
 
 # Rows scanned side by side by one worker: their chains of additions overlap.
 SCANNED_ROWS = 4
@@ -22,6 +24,8 @@ MIN_LANES = 4
 # A map with a body that costs so much fills the window of a processor by itself: each operation waits for the one
 # before. Two vectors side by side keep it busy, where there are registers for both.
 LONG_BODY = 128
+# A body with so few statements is written out for each row of a block that is turned in registers.
+SHORT_BODY = 8
 TWICE_REGISTERS = 32
 
 
@@ -119,6 +123,8 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     lanes = target.lanes(lane_bytes(kernel))
     best = _vector_loop(loops, lanes)
     extents = {f.loop.name: f.loop.extent for f in loops}
+    if (turned := _turned_loop(loops, best)) is not None:
+        return _turned_steps(loops, best, turned, lanes)
     if target.registers >= TWICE_REGISTERS and _cost(loops[-1].body) >= LONG_BODY:
         lanes *= 2
     lanes = _narrowed(lanes, extents[best])
@@ -130,6 +136,38 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     sizes = [*(extents[n] for n in rest), -(-extents[best] // lanes)]
     outer = shared([*rest, f"{best}.0"], sizes)
     return (*inward, Split(best, lanes), *outer, Vectorize(f"{best}.1", lanes))
+
+
+def _turned_loop(loops: list[For], best: str) -> str | None:
+    """The loop that most loads lie along which jump along the vector loop, if it pays to turn blocks of them."""
+    body = loops[-1].body
+    counts = [
+        (len(turned_loads(body, f.loop.name, best, MAX_SHUFFLED)), k)
+        for k, f in enumerate(loops)
+        if f.loop.name != best and f.loop.extent >= MIN_LANES
+    ]
+    count, k = max(counts, default=(0, 0))
+    fits = next(f.loop.extent for f in loops if f.loop.name == best) >= MIN_LANES
+    return loops[k].loop.name if count and fits else None
+
+
+def _turned_steps(loops: list[For], best: str, turned: str, lanes: int) -> tuple[Step, ...]:
+    """Blocks of vectors along `turned`, turned in registers to vectors along `best`."""
+    order = [f.loop.name for f in loops]
+    extents = {f.loop.name: f.loop.extent for f in loops}
+    steps: list[Step] = []
+    for name in (turned, best) if order[-2:] != [turned, best] else ():
+        steps += [Distribute(name)] * (len(order) - 1 - order.index(name))
+        order.remove(name)
+        order.append(name)
+    rows, columns = (_narrowed(lanes, extents[name]) for name in (turned, best))
+    steps += [Split(best, columns), Split(turned, rows), Distribute(f"{turned}.1"), Vectorize(f"{best}.1", columns)]
+    body = loops[-1].body
+    short = len(body) <= SHORT_BODY and len(turned_loads(body, turned, best, 0)) == 1
+    steps.append(Transpose(f"{turned}.1", f"{best}.1", rows, "t", kept=not short))
+    rest = order[:-2]
+    sizes = [*(extents[n] for n in rest), -(-extents[turned] // rows), -(-extents[best] // columns)]
+    return (*steps, *shared([*rest, f"{turned}.0", f"{best}.0"], sizes))
 
 
 def _cost(body: Body) -> int:

@@ -30,6 +30,7 @@ from codegen.loop import (
     map_indices,
     used,
 )
+from codegen.transpose import Transpose, apply_transpose
 from symgrad.storage import Literal
 
 
@@ -130,7 +131,9 @@ class Parallel:
     loop: str
 
 
-Step: TypeAlias = Split | Distribute | Fuse | Block | Join | Merge | Spill | Keep | Vectorize | Unroll | Parallel
+Step: TypeAlias = (
+    Split | Distribute | Fuse | Block | Join | Merge | Spill | Keep | Transpose | Vectorize | Unroll | Parallel
+)
 
 
 def apply(kernel: Kernel, steps: Iterable[Step]) -> Kernel:
@@ -158,6 +161,8 @@ def _apply_one(kernel: Kernel, step: Step) -> Kernel:
             return _spill(kernel, step)
         case Keep(total):
             return _kept(kernel, total)
+        case Transpose():
+            return apply_transpose(kernel, step)
         case Vectorize(loop, lanes):
             return replace(kernel, body=_rewrite(kernel.body, loop, lambda f: _bound(f, Bind.VECTOR, lanes)))
         case Unroll(loop):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from codegen.affine import Affine
 from codegen.loop import Kernel, Load, Space, Store
 from codegen.scalar_builder import ScalarBuilder, Value, memory_type
+from codegen.shuffles import transposed
 from codegen.target import Target
 from symgrad.errors import CompileError
 from symgrad.types import DType, bool_, int64, uint8
@@ -49,6 +50,18 @@ class Level:
     memo: dict[object, Named] = field(default_factory=dict[object, "Named"])
 
 
+@dataclass(slots=True)
+class Tile:
+    """Rows in registers by their first place, and columns of them by first row and lanes, once one was asked for.
+
+    The registers are known in the block `level`.
+    """
+
+    level: Level
+    rows: dict[int, Value] = field(default_factory=dict[int, Value])
+    columns: dict[tuple[int, int], list[Value]] = field(default_factory=dict[tuple[int, int], list[Value]])
+
+
 def scratch_layout(kernel: Kernel) -> tuple[Mapping[str, int], int]:
     """Byte offset of every scratch buffer of a kernel, and the bytes they take together."""
     offsets: dict[str, int] = {}
@@ -73,6 +86,7 @@ class Writer:
         self.variables: dict[str, Variable] = {}
         self.named: dict[str, Named] = {}
         self.vector: Variable | None = None
+        self.tiles: dict[str, Tile] = {}
 
     # Values
 
@@ -234,6 +248,9 @@ class Writer:
     def load(self, stmt: Load) -> None:
         buffer = self.buffers[stmt.buffer]
         const, uniform, stride, vectors = self.parts(stmt.index)
+        if buffer.space is Space.TILE:
+            self._load_column(stmt, const, stride)
+            return
         frozen = buffer.space is Space.GLOBAL and not buffer.written
         guard = self.within(stmt.guard) if stmt.guard else None
         lanes = self.vector.lanes if self.vector is not None and (stride or vectors) else 1
@@ -257,6 +274,19 @@ class Writer:
         self.flush(level)
         named = self.remember(level, key, value) if frozen else Named(value, level)
         self.name(stmt.name, named)
+
+    def _load_column(self, stmt: Load, const: int, width: int) -> None:
+        """A column of a tile; the first one turns all rows."""
+        assert self.vector is not None
+        tile, lanes = self.tiles[stmt.buffer], self.vector.lanes
+        row, column = divmod(const, width)
+        if (row, lanes) not in tile.columns:
+            rows = [tile.rows.get((row + k) * width) for k in range(lanes)]
+            tile.columns[row, lanes] = transposed(self.b, rows, lanes)
+        value = self.b.from_memory(tile.columns[row, lanes][column], stmt.dtype)
+        level = len(self.levels) - 1
+        self.flush(level)
+        self.name(stmt.name, Named(value, level))
 
     def _load_one(self, dtype: DType, pointer: str, buffer: str, guard: Named | None) -> Value:
         b = self.b
@@ -384,6 +414,15 @@ class Writer:
         buffer = self.buffers[stmt.buffer]
         b = self.b
         const, uniform, stride, vectors = self.parts(stmt.index)
+        if buffer.space is Space.TILE:
+            value = b.splat(b.to_memory(self.named[stmt.value].value))
+            self.flush(len(self.levels) - 1)
+            tile = self.tiles.get(stmt.buffer)
+            if tile is None or tile.level is not self.levels[-1]:
+                tile = self.tiles[stmt.buffer] = Tile(self.levels[-1])
+            tile.rows[const] = value
+            tile.columns.clear()
+            return
         pointer = self._pointer(stmt.buffer, const, uniform, buffer.dtype.itemsize).value.text
         value = b.to_memory(self.named[stmt.value].value)
         one = memory_type(buffer.dtype, 1)
@@ -413,6 +452,9 @@ class Writer:
                 f"i32 {dtype.itemsize}, <{v.lanes} x i1> {self.mask()})"
             )
             return
+        if stride == 1 and not vectors:
+            self._store_pieces(dtype, value, pointer)
+            return
         for lane, offset in enumerate(self._lane_offsets(stride, vectors, dtype.itemsize)):
             element, spot = b.fresh(), b.fresh()
             b.lines += [
@@ -420,6 +462,19 @@ class Writer:
                 f"{spot} = getelementptr i8, ptr {pointer}, i64 {offset}",
                 f"store {one} {element}, ptr {spot}, align {dtype.itemsize}",
             ]
+
+    def _store_pieces(self, dtype: DType, value: Value, pointer: str) -> None:
+        """Store neighboring lanes, fewer than the register has, in pieces of as many as a power of two."""
+        assert self.vector is not None
+        b, active, start = self.b, self.vector.active, 0
+        while start < active:
+            count = 1 << (active - start).bit_length() - 1
+            part, spot = b.part(value, start, count), b.fresh()
+            b.lines += [
+                f"{spot} = getelementptr i8, ptr {pointer}, i64 {start * dtype.itemsize}",
+                f"store {b.type_of(part)} {part.text}, ptr {spot}, align {dtype.itemsize}",
+            ]
+            start += count
 
 
 def _memory_dtype(dtype: DType) -> DType:

@@ -33,6 +33,8 @@ CASES: dict[str, Case] = {}
 EXACT = {
     "broadcast",
     "transpose",
+    "turned",
+    "turned_bytes",
     "concat_pad",
     "take",
     "flip_slice",
@@ -126,6 +128,19 @@ def broadcast(g: sg.Graph, dtype: sg.DType) -> Any:
 @typed
 def transpose(g: sg.Graph, dtype: sg.DType) -> Any:
     return g.input("x", (19, 33), dtype).T * 2.0
+
+
+@typed
+def turned(g: sg.Graph, dtype: sg.DType) -> Any:
+    """Blocks turned in registers: two arrays in one kernel, whole and short blocks, an axis before them."""
+    x, y, z = g.input("x", (3, 37, 21), dtype), g.input("y", (3, 37, 21), dtype), g.input("z", (3, 21, 37), dtype)
+    return x.mT * y.mT + z
+
+
+@case
+def turned_bytes(g: sg.Graph) -> Any:
+    x = g.input("x", (2, 9, 70), sg.int8)
+    return [x.mT + 1, sg.permute_dims(x > 0, (2, 0, 1))]
 
 
 @typed

@@ -177,6 +177,19 @@ def sum_kernel() -> Kernel:
     return Kernel(params, local, (For(Loop("d0", 2, 0, Bind.PARALLEL), body),))
 
 
+def turned_kernel(*, fill: int = 4, along: int = 4, write: int = 4, read: int = 4, bind: Bind = Bind.UNROLL) -> Kernel:
+    """Blocks of 4 by 4 elements turned in registers."""
+    params = (Buffer("p0", float32, 32, Space.GLOBAL), Buffer("p1", float32, 32, Space.GLOBAL, written=True))
+    place = variable("d0") * 16 + variable("d1") * 4 + variable("d2")
+    store = Store("t", variable("d1") * write + variable("d2") * (5 - write), "v1")
+    rows = For(Loop("d2", along, 0, Bind.VECTOR, 4), (Load("v1", "p0", place, float32), store))
+    place = variable("d0") * 16 + variable("d3") * 4 + variable("d4")
+    load = Load("v2", "t", variable("d4") * read + variable("d3") * (5 - read), float32)
+    columns = For(Loop("d4", 4, 0, Bind.VECTOR, 4), (load, Store("p1", place, "v2")))
+    body = (For(Loop("d1", fill, 0, Bind.UNROLL), (rows,)), For(Loop("d3", 4, 0, bind), (columns,)))
+    return Kernel(params, (Buffer("t", float32, 16, Space.TILE),), (For(Loop("d0", 2, 0, Bind.PARALLEL), body),))
+
+
 def with_body(kernel: Kernel, *body) -> Kernel:
     """The kernel with another body of its innermost loop."""
     outer = kernel.body[0]
@@ -259,6 +272,12 @@ BROKEN = {
         ),
         "nothing was stored to s1",
     ),
+    "tile not filled": (turned_kernel(fill=2), "not all of column 0 was stored to t"),
+    "tile column unfilled": (turned_kernel(along=3), "not all of column 3 was stored to t"),
+    "tile read along rows": (turned_kernel(read=1), "the columns of t run along the lanes"),
+    "tile filled along columns": (turned_kernel(write=1), "the rows of t run along the lanes"),
+    "tile in a loop": (turned_kernel(bind=Bind.SERIAL), "d3 is not written out"),
+    "tile never filled": (turned_kernel(fill=0), "t was not stored in the loops around this"),
     "no init": (with_body(SUM, INNER, FINISH, SUM_STORE), "not open"),
     "accumulate after finish": (
         with_body(SUM, INIT, INNER, FINISH, For(replace(LANES, name="r2"), (
@@ -326,6 +345,7 @@ def test_verify_refuses(what: str) -> None:
 def test_verify_accepts() -> None:
     verify(K)
     verify(SUM)
+    verify(turned_kernel())
     naive = replace(K, body=(For(Loop("d0", 8), (Load("v1", "p0", tile_quotient("d0", 2) * 2 + tile_remainder("d0", 2),
                                                       float32), Store("p1", variable("d0"), "v1"))),))  # fmt: skip
     verify(naive)
