@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from codegen.entry import entry_text
+from codegen.placement import LATE, placement_text
 
 BARRIER = 1  # all workers meet before this launch
 SERIAL = 2  # worker 0 alone runs it, over the whole extent
@@ -20,11 +21,11 @@ WORKERS = 16  # i64
 DONE = 64  # signal: counts runs that all have finished
 PENDING = 128  # i32: workers that have not finished
 BUSY = 192  # i32: 1 while a caller has the pool
-RECORDS = 256  # per worker: control block, number
+# Further words, and from RECORDS on a record per worker: see `placement`.
 
 
 def driver_text(triple: str) -> str:
-    """The driver, and the entry that calls it, as LLVM text for this machine and system."""
+    """The driver, the placement of workers and the entry of calls, as LLVM text for this machine and system."""
     machine, _, system = triple.partition("-")
     arm = machine in ("aarch64", "arm64")
     pause, declarations = "", ""
@@ -49,11 +50,11 @@ def driver_text(triple: str) -> str:
     for name, value in (
         ("DECLARATIONS", declarations), ("PAUSE", pause), ("GIVE_WAY", give_way), ("SLEEP", sleep), ("WAKE", wake),
         ("ENTER", enter), ("LEAVE", leave), ("CONTEXT", CONTEXT), ("WORKERS", WORKERS), ("DONE", DONE),
-        ("PENDING", PENDING), ("BUSY", BUSY), ("LAUNCH_BYTES", 8 * LAUNCH_FIELDS), ("MEETS", BARRIER | GUARD),
-        ("SERIAL", SERIAL), ("GUARD", GUARD),
+        ("PENDING", PENDING), ("BUSY", BUSY), ("LATE", LATE), ("LAUNCH_BYTES", 8 * LAUNCH_FIELDS),
+        ("MEETS", BARRIER | GUARD), ("SERIAL", SERIAL), ("GUARD", GUARD),
     ):  # fmt: skip
         text = text.replace(f"<{name}>", str(value))
-    return text + entry_text()
+    return text + placement_text(triple) + entry_text()
 
 
 _X86_DECLARATIONS = """\
@@ -96,7 +97,8 @@ done:
 }
 
 ; Return once the word of the signal is not `old`: `patience` times spin a little and let others run, then sleep.
-define internal void @wait(ptr %signal, i32 %old, i64 %patience) nounwind {
+; The result is for how many nanoseconds it slept, where there is a clock.
+define internal i64 @wait(ptr %signal, i32 %old, i64 %patience) nounwind {
 start:
   %sleepers = getelementptr i8, ptr %signal, i64 4
   %limit = load i64, ptr @symgrad_spins, align 8
@@ -106,7 +108,7 @@ spin:
   %tries = phi i64 [ 1, %start ], [ %tries, %pause ], [ %tries.next, %yield ]
   %now = load atomic i32, ptr %signal acquire, align 4
   %same = icmp eq i32 %now, %old
-  br i1 %same, label %pause, label %done
+  br i1 %same, label %pause, label %awake
 pause:
   <PAUSE>
   %n.next = add i64 %n, 1
@@ -114,11 +116,16 @@ pause:
   br i1 %more, label %spin, label %tired
 tired:
   %again = icmp ult i64 %tries, %patience
-  br i1 %again, label %yield, label %sleep
+  br i1 %again, label %yield, label %bed
+awake:
+  ret i64 0
 yield:
   <GIVE_WAY>
   %tries.next = add i64 %tries, 1
   br label %spin
+bed:
+  %evening = call i64 @now()
+  br label %sleep
 sleep:
   ; Counted before the system compares the word: who posts either is seen by that, or sees the count.
   atomicrmw add ptr %sleepers, i32 1 seq_cst
@@ -128,7 +135,9 @@ sleep:
   %sleep.same = icmp eq i32 %sleep.now, %old
   br i1 %sleep.same, label %sleep, label %done
 done:
-  ret void
+  %morning = call i64 @now()
+  %slept = sub i64 %morning, %evening
+  ret i64 %slept
 }
 
 ; Change the word of the signal, from the one thread that may, and wake who sleeps on it.
@@ -147,8 +156,8 @@ done:
   ret void
 }
 
-; Wait for all workers. Returns the status as the last one found it, so that all decide alike.
-define internal i64 @meet(ptr %barrier, ptr %status, i64 %workers) nounwind {
+; Wait for all workers. Returns the status as the last one found it, so that all decide alike. Adds to `slept`.
+define internal i64 @meet(ptr %barrier, ptr %status, i64 %workers, ptr %slept) nounwind {
   %signal = getelementptr i8, ptr %barrier, i64 64
   %verdict = getelementptr i8, ptr %barrier, i64 128
   %round = load atomic i32, ptr %signal acquire, align 4
@@ -164,15 +173,20 @@ release:
   call void @post(ptr %signal)
   ret i64 %found
 await:
-  call void @wait(ptr %signal, i32 %round, i64 100)
+  %night = call i64 @wait(ptr %signal, i32 %round, i64 100)
+  %nights = load i64, ptr %slept, align 8
+  %nights.all = add i64 %nights, %night
+  store i64 %nights.all, ptr %slept, align 8
   %agreed = load i64, ptr %verdict, align 8
   ret i64 %agreed
 }
 
-; One worker's part of a run.
-define void @symgrad_run(ptr %context, i64 %worker, i64 %workers) nounwind {
+; One worker's part of a run. The result is for how long it slept in it.
+define i64 @symgrad_run(ptr %context, i64 %worker, i64 %workers) nounwind {
 start:
 <ENTER>
+  %slept = alloca i64, align 8
+  store i64 0, ptr %slept, align 8
   %launches.at = getelementptr i64, ptr %context, i64 1
   %count.at = getelementptr i64, ptr %context, i64 2
   %barrier.at = getelementptr i64, ptr %context, i64 3
@@ -214,7 +228,7 @@ look:
   %own = load i64, ptr %status, align 8
   br label %guard
 meet:
-  %agreed = call i64 @meet(ptr %barrier, ptr %status, i64 %workers)
+  %agreed = call i64 @meet(ptr %barrier, ptr %status, i64 %workers, ptr %slept)
   br label %guard
 guard:
   %verdict = phi i64 [ %own, %look ], [ %agreed, %meet ]
@@ -250,7 +264,8 @@ next:
   br label %launch
 done:
 <LEAVE>
-  ret void
+  %nights = load i64, ptr %slept, align 8
+  ret i64 %nights
 }
 
 ; Put into slots where the data of objects lies: those of a call are others each time.
@@ -288,7 +303,7 @@ define i64 @symgrad_serial(ptr %context) nounwind {
   %status.at = getelementptr i64, ptr %context, i64 4
   %status = load ptr, ptr %status.at, align 8
   store i64 0, ptr %status, align 8
-  call void @symgrad_run(ptr %context, i64 0, i64 1)
+  call i64 @symgrad_run(ptr %context, i64 0, i64 1)
   %result = load i64, ptr %status, align 8
   ret i64 %result
 }
@@ -320,9 +335,17 @@ together:
   %others = sub i32 %size, 1
   store atomic i32 %others, ptr %pending monotonic, align 4
   %round = load atomic i32, ptr %done monotonic, align 4
+  call void @part(ptr %control, i64 %workers)
   call void @post(ptr %control)
-  call void @symgrad_run(ptr %context, i64 0, i64 %workers)
-  call void @wait(ptr %done, i32 %round, i64 100)
+  %slept.inside = call i64 @symgrad_run(ptr %context, i64 0, i64 %workers)
+  %slept.last = call i64 @wait(ptr %done, i32 %round, i64 100)
+  %slept = add i64 %slept.inside, %slept.last
+  %late = icmp ugt i64 %slept, <LATE>
+  br i1 %late, label %complain, label %end
+complain:
+  call void @gather(ptr %control, i64 %workers)
+  br label %end
+end:
   %result = load i64, ptr %status, align 8
   store atomic i32 0, ptr %busy release, align 4
   ret i64 %result
@@ -347,16 +370,18 @@ start:
   %pending = getelementptr i8, ptr %control, i64 <PENDING>
   %done = getelementptr i8, ptr %control, i64 <DONE>
   %workers = load i64, ptr %workers.at, align 8
+  call void @introduce(ptr %record)
   br label %idle
 idle:
   %seen = phi i32 [ 0, %start ], [ %job, %finish ], [ %job, %tell ]
-  call void @wait(ptr %control, i32 %seen, i64 40)
+  call void @note(ptr %record)
+  call i64 @wait(ptr %control, i32 %seen, i64 40)
   %job = load atomic i32, ptr %control acquire, align 4
   %context = load ptr, ptr %context.at, align 8
   %ends = icmp eq ptr %context, null
   br i1 %ends, label %end, label %run
 run:
-  call void @symgrad_run(ptr %context, i64 %number, i64 %workers)
+  call i64 @symgrad_run(ptr %context, i64 %number, i64 %workers)
   br label %finish
 finish:
   %left = atomicrmw sub ptr %pending, i32 1 acq_rel

@@ -32,10 +32,10 @@ from codegen import jit
 from codegen.driver import (
     BARRIER_BYTES,
     LAUNCH_FIELDS,
-    RECORDS,
     WORKERS,
     driver_text,
 )
+from codegen.placement import PLACES, RECORD_BYTES, RECORDS, SEEN
 from symgrad.errors import CompileError
 
 if TYPE_CHECKING:
@@ -209,9 +209,11 @@ def _has_threads() -> bool:
 def _start(workers: int) -> tuple[int, list[int]]:
     """A control block and the threads that serve it. The block is never freed: threads read it at process exit."""
     driver, libc = _driver(), _libc()
-    control = libc.calloc(1, RECORDS + 16 * workers + 64)
+    control = libc.calloc(1, RECORDS + RECORD_BYTES * workers + 64)
     control += -control % 64
     _poke(control + WORKERS, workers)
+    # With fewer processors than workers some must share.
+    _poke(control + PLACES, int(1 < workers <= default_workers()))
     threads: list[int] = []
     if workers == 1:
         return control, threads
@@ -219,9 +221,10 @@ def _start(workers: int) -> tuple[int, list[int]]:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         for number in range(1, workers):
-            record = control + RECORDS + 16 * number
+            record = control + RECORDS + RECORD_BYTES * number
             _poke(record, control)
             _poke(record + 8, number)
+            ctypes.c_int32.from_address(record + SEEN).value = -1
             thread = ctypes.c_ulong()
             code = libc.pthread_create(ctypes.byref(thread), None, driver.worker, record)
             if code:

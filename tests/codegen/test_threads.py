@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from codegen import jit, threads
+from codegen import jit, placement, threads
 from codegen.driver import BARRIER, GUARD, SERIAL, driver_text
 from codegen.threads import Launch, Pool
 
@@ -24,7 +24,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 # Every kernel reads args[0] = (slot, byte offset of its data in it). `fill` writes index + 1; `reverse` writes to its
 # second argument what stands at the mirrored place of the first; `count` adds 1 to its worker's scratch and to each
-# element; `fail` sets the status; `subnormal` stores 2^-1022 / 2 as computed on its worker.
+# element; `fail` sets the status; `subnormal` stores 2^-1022 / 2 as computed on its worker; `slow`
+# takes 3 ms on all workers but the first.
 KERNELS = """
 define internal ptr @data(ptr %slots, ptr %args, i64 %n) nounwind {
   %i = mul i64 %n, 2
@@ -102,8 +103,18 @@ define void @subnormal(ptr %slots, ptr %args, i64 %begin, i64 %end, ptr %scratch
   store double %y, ptr %q
   ret void
 }
+declare i32 @usleep(i32)
+define void @slow(ptr %slots, ptr %args, i64 %begin, i64 %end, ptr %scratch, ptr %status) nounwind {
+  %first = icmp eq i64 %begin, 0
+  br i1 %first, label %done, label %rest
+rest:
+  call i32 @usleep(i32 3000)
+  br label %done
+done:
+  ret void
+}
 """
-NAMES = ("fill", "reverse", "count", "fail", "subnormal")
+NAMES = ("fill", "reverse", "count", "fail", "subnormal", "slow")
 SIZE = 1023
 WORKERS = (1, 2, 3, 7)
 forks = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # forking with threads is what is tested
@@ -376,6 +387,119 @@ def test_idle_workers_use_no_processor_time() -> None:
     before = time.process_time()
     time.sleep(0.3)
     assert time.process_time() - before < 0.01
+
+
+PLACED = (
+    sys.platform.startswith("linux")
+    and platform.machine() in ("x86_64", "aarch64")
+    and threads.default_workers() > 1  # processors
+)
+places = pytest.mark.skipif(not PLACED, reason="workers are placed on Linux, where there are two processors")
+
+
+class Placed:
+    """A pool of two whose worker is asleep, and what is known of where it runs."""
+
+    def __init__(self) -> None:
+        self.pool = Pool(2)
+        self.run = Run([("count", SIZE, 0)], 2)
+        self.allowed = os.sched_getaffinity(0)
+        self.pool.run(self.run.address)
+        self.record = self.pool._control + placement.RECORDS + placement.RECORD_BYTES
+        self.name = ctypes.c_int32.from_address(self.record + placement.NAME).value
+        self.seen = ctypes.c_int32.from_address(self.record + placement.SEEN)
+        self.truce = ctypes.c_int64.from_address(self.pool._control + placement.TRUCE)
+
+    def found_on(self, processor: int, wanted: set[int]) -> bool:
+        """Whether the worker may use just these after a call from a processor that it was seen on.
+
+        Some calls are made elsewhere, or wait for others on this machine: then it is another.
+        """
+        for _ in range(50):
+            os.sched_setaffinity(0, {processor})
+            os.sched_setaffinity(0, self.allowed)
+            time.sleep(0.002)  # the worker sleeps, and has noted where
+            self.truce.value = 0
+            self.seen.value = processor
+            self.pool.run(self.run.address)
+            if os.sched_getaffinity(self.name) == wanted:
+                return True
+        return False
+
+
+@places
+def test_a_worker_is_sent_off_the_processor_of_the_caller() -> None:
+    placed = Placed()
+    assert os.sched_getaffinity(placed.name) == placed.allowed
+    for processor in sorted(placed.allowed)[:2] * 3:
+        assert placed.found_on(processor, placed.allowed - {processor})
+    placed.pool.close()
+
+
+@places
+def test_masks_that_others_set_are_kept() -> None:
+    placed = Placed()
+    first, second = sorted(placed.allowed)[:2]
+    assert placed.found_on(first, placed.allowed - {first})
+    for name in (0, placed.name):
+        os.sched_setaffinity(name, {second})
+    placed.allowed, everything = {second}, placed.allowed
+    for _ in range(5):
+        assert placed.found_on(second, {second})  # there is no other
+    placed.allowed = everything
+    for name in (0, placed.name):
+        os.sched_setaffinity(name, everything)
+    assert placed.found_on(second, everything - {second})
+    placed.pool.close()
+
+
+@places
+def test_workers_go_anywhere_when_the_caller_waits_for_them() -> None:
+    placed = Placed()
+    first, second = sorted(placed.allowed)[:2]
+    assert placed.found_on(first, placed.allowed - {first})
+    quick, placed.run = placed.run, Run([("slow", 2, 0)], 2)
+    placed.pool.run(placed.run.address)
+    assert os.sched_getaffinity(placed.name) == placed.allowed
+    assert placed.truce.value == placement.PATIENCE
+    placed.run = quick
+    for _ in range(placement.PATIENCE // 2):
+        placed.pool.run(placed.run.address)
+    assert os.sched_getaffinity(placed.name) == placed.allowed
+    assert placed.found_on(second, placed.allowed - {second})
+    placed.pool.close()
+
+
+@places
+def test_more_workers_than_processors_share() -> None:
+    pool = Pool(threads.default_workers() + 1)
+    run = Run([("count", SIZE, 0)], pool.workers)
+    allowed = os.sched_getaffinity(0)
+    before = {int(name) for name in os.listdir("/proc/self/task")}
+    pool.run(run.address)
+    workers = {int(name) for name in os.listdir("/proc/self/task")} - before
+    for _ in range(200):
+        time.sleep(0.0005)
+        pool.run(run.address)
+    assert len(workers) == pool.workers - 1
+    assert all(os.sched_getaffinity(name) == allowed for name in workers)
+    pool.close()
+
+
+@places
+def test_small_work_wakes_nobody() -> None:
+    placed = Placed()
+    time.sleep(0.005)
+
+    def switches() -> list[str]:
+        with open(f"/proc/self/task/{placed.name}/status", encoding="ascii") as file:
+            return [line for line in file if "ctxt_switches" in line]
+
+    before = switches()
+    for _ in range(1000):
+        assert threads.run_serial(placed.run.address) == 0
+    assert switches() == before
+    placed.pool.close()
 
 
 EXIT = """
