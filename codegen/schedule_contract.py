@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codegen.costs import COSTS
-from codegen.loop import Finish, Kernel, Let, Loop, Store, loops_of
+from codegen.loop import Finish, Kernel, Let, Load, Loop, Store, loops_of
 from codegen.stage import Contraction, Panel, contraction_of, fill_panel, stage, stage_panel
 from codegen.steps import Block, Distribute, Join, Keep, Merge, Parallel, Spill, Split, Step, Unroll, Vectorize, apply
 from codegen.target import Target
@@ -195,7 +195,11 @@ def choose_tiling(kernel: Kernel, shape: Contraction, target: Target) -> Tiling 
     column_block = tile
     if pack_columns:
         strips = -(-height // row_tile)
-        column_block = _column_block(extents[columns], tile, strips, depth * _itemsize(shape, factor), target)
+        # Arrays that the rows pass after short sums are passed in long pieces, and their rows are shared.
+        passing = rows is not None and depth <= CHAIN and _passed_arrays(kernel, rows.name) > 1
+        shares = 1 if passing and strips >= PARALLEL_UNITS else PARALLEL_UNITS
+        width = depth * _itemsize(shape, factor)
+        column_block = _column_block(extents[columns], tile, strips, shares, width, target)
     return Tiling(
         rows.name if rows is not None else None,
         more,
@@ -381,15 +385,23 @@ def _is_filled_once(shape: Contraction, tiling: Tiling, factor: str) -> bool:
 
 
 def _spill_steps(kernel: Kernel, tiling: Tiling) -> tuple[Step, ...]:
-    """Roll up an epilogue that would be long when written out for every accumulator."""
+    """Roll up an epilogue that would be long when written out for every accumulator, or that passes several arrays."""
     if tiling.rows is None:
         return ()
     lets = [s for f in loops_of(kernel.body) if any(isinstance(s, Finish) for s in f.body) for s in f.body]
     weight = sum(COSTS.get(s.op, 1) for s in lets if isinstance(s, Let))
-    if weight * tiling.row_tile * tiling.vectors <= LONG_EPILOGUE:
+    long = weight * tiling.row_tile * tiling.vectors > LONG_EPILOGUE
+    if not long and not (tiling.is_blocked and _passed_arrays(kernel, tiling.rows) > 1):
         return ()
     inner = tiling.tile_columns
-    return (Spill(f"{tiling.rows}.1", f"{inner}.0", f"{inner}.1", "tile"),)
+    block = f"{tiling.columns}.1.0" if tiling.is_blocked else None
+    return (Spill(f"{tiling.rows}.1", f"{inner}.0", f"{inner}.1", "tile", block),)
+
+
+def _passed_arrays(kernel: Kernel, rows: str) -> int:
+    """How many arrays the statements after the sums read or write in other places for every row."""
+    after = [s for f in loops_of(kernel.body) if any(isinstance(s, Finish) for s in f.body) for s in f.body]
+    return len({s.buffer for s in after if isinstance(s, Load | Store) and s.index.factor(rows)})
 
 
 def _inward(*loops: str, levels: int) -> list[Step]:
@@ -397,15 +409,15 @@ def _inward(*loops: str, levels: int) -> list[Step]:
     return [Distribute(name) for name in loops for _ in range(levels)]
 
 
-def _column_block(columns: int, tile: int, strips: int, column_bytes: int, target: Target) -> int:
-    """Columns of one panel: whole tiles, in as many blocks as workers may share.
+def _column_block(columns: int, tile: int, strips: int, shares: int, column_bytes: int, target: Target) -> int:
+    """Columns of one panel: whole tiles, in at least so many shares.
 
     Panels that many strips of rows pass fill half of the second cache, so that the rows are read seldom; a panel that
     few pass is read again while it is in the nearer half.
     """
     room = target.l2 // 2 if strips > FEW_STRIPS else target.l2 // 8
     fitting = room // (tile * max(column_bytes, 1))
-    return max(1, min(fitting, columns // (tile * PARALLEL_UNITS))) * tile
+    return max(1, min(fitting, -(-columns // tile) if shares == 1 else columns // (tile * shares))) * tile
 
 
 def _pack_steps(pack: Kernel, shape: Contraction, loop: str, tile: int, run: int, lanes: int) -> tuple[Step, ...]:

@@ -93,13 +93,15 @@ class Spill:
     """Keep finished accumulators of a tile in scratch memory, and run what follows in loops that are not written out.
 
     `rows` and `columns` are the unrolled loops of the tile, `lanes` its vector loop. A long epilogue then exists once
-    instead of once per accumulator.
+    instead of once per accumulator. With `block`, the serial loop over tiles side by side, it follows after all of
+    these, so that it passes each row of them in one go.
     """
 
     rows: str
     columns: str
     lanes: str
     tile: str
+    block: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,21 +341,42 @@ def _has_several_sums(body: Body) -> bool:
 def _spill(kernel: Kernel, step: Spill) -> Kernel:
     extents = {name: _extent(kernel, name) for name in (step.rows, step.columns, step.lanes)}
     width = extents[step.columns] * extents[step.lanes]
-    index = variable(step.rows) * width + variable(step.columns) * extents[step.lanes] + variable(step.lanes)
+    index = variable(step.columns) * extents[step.lanes] + variable(step.lanes)
+    if step.block is not None:
+        index = index + variable(step.block) * width
+        width *= _extent(kernel, step.block)
+    index = index + variable(step.rows) * width
     found = [s for f in loops_of(kernel.body) if f.loop.name == step.lanes for s in f.body if isinstance(s, Finish)]
     finish = found[-1]  # the last one: earlier ones are of sums that are summed again
     kept = Buffer(step.tile, finish.dtype, extents[step.rows] * width, Space.SCRATCH)
 
-    def change(stmt: For) -> Body:
+    def halves(stmt: Stmt) -> tuple[For, For] | None:
+        """The nest that ends in storing the sums, and the rolled one that goes on from there."""
+        if not isinstance(stmt, For) or stmt.loop.name != step.rows:
+            return None
         if not any(s.buffer == finish.buffer for s in _accumulating(stmt.body) if isinstance(s, Finish)):
-            return (stmt,)
+            return None
         first = _only(stmt, lambda s: (s, Store(step.tile, index, finish.name)) if _is_finish(s, finish) else ())
         second = _only(
             stmt, lambda s: (Load(finish.name, step.tile, index, finish.dtype),) if _is_finish(s, finish) else (s,)
         )
-        return (first, _rolled(second))
+        return first, _rolled(second)
 
-    return replace(kernel, body=_rewrite(kernel.body, step.rows, change), locals=(*kernel.locals, kept))
+    def in_place(rows: For) -> Body:
+        return halves(rows) or (rows,)
+
+    def after(block: For) -> Body:
+        tiles: list[Stmt] = []
+        rest: list[Stmt] = []
+        for stmt in block.body:
+            parts = halves(stmt)
+            tiles.append(stmt if parts is None else parts[0])
+            if parts is not None:
+                rest.append(For(parts[1].loop, (For(block.loop, parts[1].body),)))
+        return (For(block.loop, tuple(tiles)), *rest)
+
+    loop, change = (step.rows, in_place) if step.block is None else (step.block, after)
+    return replace(kernel, body=_rewrite(kernel.body, loop, change), locals=(*kernel.locals, kept))
 
 
 def _kept(kernel: Kernel, total: str) -> Kernel:

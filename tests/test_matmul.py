@@ -56,3 +56,21 @@ def test_batches_of_products_with_shared_and_own_factors(batch: int, rows: int) 
     own, shared = sg.compile([x, y, w], [x @ y, sg.nn.relu(x) @ w])(a, b, c)
     np.testing.assert_array_equal(own, a @ b)
     np.testing.assert_array_equal(shared, np.maximum(a, 0) @ c)
+
+
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(43, 65, 530), (85, 70, 1030), (300, 520, 300)], ids=str)
+def test_arrays_that_the_rows_of_a_product_pass(rows: int, depth: int, columns: int) -> None:
+    """Several arrays are read and written beside the sums: these are kept until their rows are whole."""
+    rng = np.random.default_rng(9)
+    g = sg.Graph()
+    x, y, r = g.input("x", (rows, depth)), g.input("y", (depth, columns)), g.input("r", (rows, columns))
+    s = g.state("s", np.zeros((rows, columns), np.float32))
+    h = x @ y
+    f = sg.compile([x, y, r], [h, sg.nn.relu(h + r), h * 2.0 - s], updates=[(s, s + h * r)])
+    a, b, c = (integers(rng, shape, "float32") for shape in ((rows, depth), (depth, columns), (rows, columns)))
+    for step in range(2):
+        total, positive, less = f(a, b, c)
+        np.testing.assert_array_equal(total, a @ b)
+        np.testing.assert_array_equal(positive, np.maximum(a @ b + c, 0))
+        np.testing.assert_array_equal(less, 2 * (a @ b) - step * (a @ b) * c)
+    np.testing.assert_array_equal(s.value, 2 * (a @ b) * c)
