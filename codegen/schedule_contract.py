@@ -8,8 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codegen.costs import COSTS
-from codegen.loop import Finish, Kernel, Let, Load, Loop, Store, loops_of
-from codegen.stage import Contraction, Panel, contraction_of, fill_panel, stage, stage_panel
+from codegen.loop import Finish, For, Kernel, Let, Load, Loop, Store, loops_of
+from codegen.stage import (
+    Contraction,
+    Panel,
+    contraction_of,
+    copy_steps,
+    fill_panel,
+    lies_along,
+    stage,
+    stage_panel,
+)
 from codegen.steps import Block, Distribute, Join, Keep, Merge, Parallel, Spill, Split, Step, Unroll, Vectorize, apply
 from codegen.target import Target
 
@@ -432,8 +441,12 @@ def _pack_steps(pack: Kernel, shape: Contraction, loop: str, tile: int, run: int
         steps += [Split(f"{last}.1", min(lanes, run)), Vectorize(f"{last}.1.1", min(lanes, run))]
         steps.append(Unroll(f"{last}.1.0"))
     else:
-        steps += [Distribute(f"{loop}.1")] * len(inner)
-        steps += [Split(f"{loop}.1", lanes), Vectorize(f"{loop}.1.1", lanes), Unroll(f"{loop}.1.0")]
+        body = next(f.body for f in loops_of(pack.body) if not any(isinstance(s, For) for s in f.body))
+        summed = [one for one in nest if one.name in inner]
+        if lies_along(body, loop):
+            steps += [Distribute(f"{loop}.1")] * len(inner)
+            summed = []
+        steps += copy_steps(body, f"{loop}.1", summed, lanes)
     blocks = [*(one.name for one in outer), f"{loop}.0"]
     extent = next(one.extent for one in nest if one.name == loop)
     return (*steps, *shared(blocks, [*(one.extent for one in outer), -(-extent // tile)]))

@@ -22,6 +22,7 @@ from codegen.loop import (
     used,
 )
 from codegen.steps import Distribute, Split, Step, Unroll, Vectorize, apply, split_body
+from codegen.transpose import Transpose
 from symgrad.types import DType
 
 
@@ -178,10 +179,12 @@ def stage_panel(
 
 def fill_panel(kernel: Kernel, panel: Panel) -> Kernel:
     """The scheduled kernel with its panel packed as soon as the loops stand that it depends on."""
-    return replace(kernel, body=_fill(kernel.body, panel, panel.outer | {f"{panel.columns}.0"}, 0))
+    tiles: dict[str, Buffer] = {}
+    body = _fill(kernel.body, panel, panel.outer | {f"{panel.columns}.0"}, 0, tiles)
+    return replace(kernel, body=body, locals=(*kernel.locals, *tiles.values()))
 
 
-def _fill(body: Body, panel: Panel, missing: frozenset[str], width: int) -> Body:
+def _fill(body: Body, panel: Panel, missing: frozenset[str], width: int, tiles: dict[str, Buffer]) -> Body:
     out: list[Stmt] = []
     for stmt in body:
         if not isinstance(stmt, For):
@@ -191,17 +194,19 @@ def _fill(body: Body, panel: Panel, missing: frozenset[str], width: int) -> Body
         if stmt.loop.name == f"{panel.columns}.0":
             width = min(panel.block, panel.extent - stmt.loop.start * panel.block)
         if missing and not left:
-            out.append(For(stmt.loop, (*_panel_nest(panel, width), *stmt.body)))
+            nest = _panel_nest(panel, width)
+            tiles.update((b.name, b) for b in nest.locals)
+            out.append(For(stmt.loop, (*nest.body, *stmt.body)))
         else:
-            out.append(For(stmt.loop, _fill(stmt.body, panel, left, width)))
+            out.append(For(stmt.loop, _fill(stmt.body, panel, left, width, tiles)))
     return tuple(out)
 
 
-def _panel_nest(panel: Panel, width: int) -> Body:
+def _panel_nest(panel: Panel, width: int) -> Kernel:
     """The loops that pack `width` columns of a block, in the order in which the source lies."""
     columns = f"{panel.columns}.1"
     body = split_body(panel.body, panel.columns, panel.block)
-    along = all(s.index.factor(columns) == 1 for s in body if isinstance(s, Load))
+    along = lies_along(body, columns)
     nest: Body = (For(Loop(columns, width), body),) if along else body
     for one in reversed(panel.inner):
         nest = (For(one, nest),)
@@ -211,10 +216,31 @@ def _panel_nest(panel: Panel, width: int) -> Body:
     if panel.block > panel.tile:
         steps.append(Split(columns, panel.tile))
         columns = f"{columns}.1"
-    steps += [Split(columns, panel.lanes), Vectorize(f"{columns}.1", panel.lanes), Unroll(f"{columns}.0")]
-    if not along:
-        steps += [Distribute(f"{columns}.{k}") for k in (1, 0) for _ in panel.inner]
-    return apply(Kernel((), (), nest), steps).body
+    inner = () if along else panel.inner
+    return apply(Kernel((), (), nest), (*steps, *copy_steps(body, columns, inner, panel.lanes)))
+
+
+def lies_along(body: Body, loop: str) -> bool:
+    """Whether everything a body loads lies along a loop."""
+    return all(s.index.factor(loop) == 1 for s in body if isinstance(s, Load))
+
+
+def copy_steps(body: Body, columns: str, inner: Sequence[Loop], lanes: int) -> tuple[Step, ...]:
+    """Steps for a nest of `columns` around `inner` that writes vectors along the columns.
+
+    What lies along the last inner loop is turned in registers.
+    """
+    steps = (Split(columns, lanes), Vectorize(f"{columns}.1", lanes))
+    last = inner[-1] if inner else None
+    if last is not None and last.extent >= lanes and lies_along(body, last.name):
+        return (
+            *steps,
+            Split(last.name, lanes),
+            *[Distribute(f"{columns}.1")] * (len(inner) + 1),
+            Transpose(f"{last.name}.1", f"{columns}.1", lanes, "turned", kept=False),
+        )
+    steps = (*steps, Unroll(f"{columns}.0"))
+    return (*steps, *(Distribute(f"{columns}.{k}") for k in (1, 0) for _ in inner))
 
 
 def _at(loop: Loop) -> Affine:
