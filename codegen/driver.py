@@ -10,6 +10,10 @@ SERIAL = 2  # worker 0 alone runs it, over the whole extent
 GUARD = 4  # all workers meet, and leave the run here when the status is not 0
 
 LAUNCH_FIELDS = 6
+RUN = 11  # the word of a context that counts its runs on more than one worker
+# A worker's part of a launch with counters is done in so many pieces at most, each by who is first to come for it.
+PIECES = 8
+COUNTER_BYTES = 64
 CONTEXT_FIELDS = 12
 BARRIER_BYTES = 192
 
@@ -51,7 +55,8 @@ def driver_text(triple: str) -> str:
         ("DECLARATIONS", declarations), ("PAUSE", pause), ("GIVE_WAY", give_way), ("SLEEP", sleep), ("WAKE", wake),
         ("ENTER", enter), ("LEAVE", leave), ("CONTEXT", CONTEXT), ("WORKERS", WORKERS), ("DONE", DONE),
         ("PENDING", PENDING), ("BUSY", BUSY), ("LATE", LATE), ("LAUNCH_BYTES", 8 * LAUNCH_FIELDS),
-        ("MEETS", BARRIER | GUARD), ("SERIAL", SERIAL), ("GUARD", GUARD),
+        ("MEETS", BARRIER | GUARD), ("SERIAL", SERIAL), ("GUARD", GUARD), ("RUN", RUN), ("PIECES", PIECES),
+        ("COUNTER_BYTES", COUNTER_BYTES),
     ):  # fmt: skip
         text = text.replace(f"<{name}>", str(value))
     return text + placement_text(triple) + entry_text()
@@ -181,6 +186,31 @@ await:
   ret i64 %agreed
 }
 
+; Take the next of so many pieces: its number, or -1 when none is left. The upper half of a counter says in which run
+; it was used last, so that it counts from 0 in each.
+define internal i64 @take(ptr %counter, i64 %run, i64 %pieces) nounwind {
+start:
+  %mark = shl i64 %run, 32
+  br label %look
+look:
+  %found = load atomic i64, ptr %counter monotonic, align 8
+  %number = sub i64 %found, %mark
+  %current = icmp ult i64 %number, 4294967296
+  %piece = select i1 %current, i64 %number, i64 0
+  %left = icmp ult i64 %piece, %pieces
+  br i1 %left, label %try, label %none
+try:
+  %following = add i64 %piece, 1
+  %next = add i64 %mark, %following
+  %tried = cmpxchg ptr %counter, i64 %found, i64 %next monotonic monotonic
+  %well = extractvalue { i64, i1 } %tried, 1
+  br i1 %well, label %done, label %look
+done:
+  ret i64 %piece
+none:
+  ret i64 -1
+}
+
 ; One worker's part of a run. The result is for how long it slept in it.
 define i64 @symgrad_run(ptr %context, i64 %worker, i64 %workers) nounwind {
 start:
@@ -202,6 +232,8 @@ start:
   %stride = load i64, ptr %stride.at, align 8
   %offset = mul i64 %stride, %worker
   %scratch = getelementptr i8, ptr %scratches, i64 %offset
+  %run.at = getelementptr i64, ptr %context, i64 <RUN>
+  %run = load i64, ptr %run.at, align 8
   %alone = icmp eq i64 %workers, 1
   %following = icmp ne i64 %worker, 0
   br label %launch
@@ -246,14 +278,53 @@ share:
 lead:
   br i1 %following, label %next, label %call
 divide:
+  %counters.at = getelementptr i8, ptr %record, i64 32
+  %counters = load ptr, ptr %counters.at, align 8
+  %fixed = icmp eq ptr %counters, null
+  br i1 %fixed, label %fixed.part, label %part
+; The own part first, then what is left of the others'.
+part:
+  %k = phi i64 [ 0, %divide ], [ %k.next, %part.next ]
+  %k.more = icmp ult i64 %k, %workers
+  br i1 %k.more, label %owner, label %next
+owner:
+  %sum = add i64 %worker, %k
+  %part.of = urem i64 %sum, %workers
+  %counter.offset = mul i64 %part.of, <COUNTER_BYTES>
+  %counter = getelementptr i8, ptr %counters, i64 %counter.offset
+  %part.low = mul i64 %extent, %part.of
+  %part.high = add i64 %part.low, %extent
+  %part.first = udiv i64 %part.low, %workers
+  %part.last = udiv i64 %part.high, %workers
+  %part.extent = sub i64 %part.last, %part.first
+  %few = icmp ult i64 %part.extent, <PIECES>
+  %pieces = select i1 %few, i64 %part.extent, i64 <PIECES>
+  br label %piece
+piece:
+  %taken = call i64 @take(ptr %counter, i64 %run, i64 %pieces)
+  %none.left = icmp slt i64 %taken, 0
+  br i1 %none.left, label %part.next, label %piece.do
+piece.do:
+  %piece.low = mul i64 %part.extent, %taken
+  %piece.high = add i64 %piece.low, %part.extent
+  %piece.begin = udiv i64 %piece.low, %pieces
+  %piece.end = udiv i64 %piece.high, %pieces
+  %piece.from = add i64 %part.first, %piece.begin
+  %piece.to = add i64 %part.first, %piece.end
+  call void %kernel(ptr %slots, ptr %args, i64 %piece.from, i64 %piece.to, ptr %scratch, ptr %status)
+  br label %piece
+part.next:
+  %k.next = add i64 %k, 1
+  br label %part
+fixed.part:
   %low = mul i64 %extent, %worker
   %high = add i64 %low, %extent
   %first = udiv i64 %low, %workers
   %last = udiv i64 %high, %workers
   br label %call
 call:
-  %begin = phi i64 [ 0, %slice ], [ 0, %lead ], [ %first, %divide ]
-  %end = phi i64 [ %extent, %slice ], [ %extent, %lead ], [ %last, %divide ]
+  %begin = phi i64 [ 0, %slice ], [ 0, %lead ], [ %first, %fixed.part ]
+  %end = phi i64 [ %extent, %slice ], [ %extent, %lead ], [ %last, %fixed.part ]
   %some = icmp ult i64 %begin, %end
   br i1 %some, label %work, label %next
 work:
@@ -330,6 +401,10 @@ together:
   %status = load ptr, ptr %status.at, align 8
   store i64 0, ptr %status, align 8
   call void @bind(ptr %context)
+  %run.at = getelementptr i64, ptr %context, i64 <RUN>
+  %run = load i64, ptr %run.at, align 8
+  %run.next = add i64 %run, 1
+  store i64 %run.next, ptr %run.at, align 8
   store ptr %context, ptr %context.at, align 8
   %size = trunc i64 %workers to i32
   %others = sub i32 %size, 1

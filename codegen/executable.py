@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 PARALLEL_NS = 60_000
 # Other threads of Python may run during work that takes more: letting them costs something too.
 LONG_NS = 10_000
+# Workers share what is left of kernels that take each of them longer, so that nobody waits for one that comes late.
+SHARED_NS = 20_000
 
 
 # Where CPython keeps the data pointer of an array: right after the object header.
@@ -89,7 +91,9 @@ class Context:
         args: list[Array] = []
         records: list[threads.Launch] = []
         guarded = not executable.checks
-        for one in launches:
+        shares = [executable.parallel and one.work.ns > SHARED_NS * executable.workers for one in launches]
+        counters = threads.counter_records(sum(shares), executable.workers)
+        for one, shared in zip(launches, shares, strict=True):
             places = [memory.places[v] for v in one.work.values]
             pairs = np.array([(slot_of[p.slot], p.offset) for p in places], np.int64)
             args.append(pairs)
@@ -97,7 +101,8 @@ class Context:
             if not guarded and any(memory.places[v].slot in executable.state_slots for v in one.work.writes):
                 flags |= BARRIER | GUARD
                 guarded = True
-            records.append(threads.Launch(one.address, one.work.kernel.units, flags, pairs.ctypes.data))
+            count = counters[sum(r.counters > 0 for r in records)].ctypes.data if shared else 0
+            records.append(threads.Launch(one.address, one.work.kernel.units, flags, pairs.ctypes.data, count))
         table = threads.launch_records(records)
         barrier = threads.barrier_record()
         status = np.zeros(8, np.int64)
@@ -113,7 +118,7 @@ class Context:
         )
         self.address = int(record.ctypes.data)
         self.record, self._table = record, table
-        self._keep = (arena, scratch, args, barrier, status, slots, given)
+        self._keep = (arena, scratch, args, barrier, status, slots, given, counters)
 
     def choose(self, first: int, count: int) -> None:
         """Let the next run be of `count` launches from a first one on."""

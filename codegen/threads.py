@@ -6,12 +6,13 @@ of kernels. All records are arrays of int64 in memory that the caller keeps aliv
 Kernel      void kernel(ptr slots, ptr args, i64 begin, i64 end, ptr scratch, ptr status)
             runs iterations begin to end of its parallel loop. It stores a value other than 0 at `status` (i64) to
             report a failure. `args` is its own record: pairs of slot index and byte offset.
-Launch      LAUNCH_FIELDS values: kernel address, extent, flags, args address, 0, 0.
+Launch      LAUNCH_FIELDS values: kernel address, extent, flags, args address, address of counters or 0, 0.
 Context     CONTEXT_FIELDS values, see `context_record`.
 Barrier     BARRIER_BYTES of zeros, aligned to 64 bytes, see `barrier_record`; one per context.
 
-Worker w of n runs iterations extent*w//n to extent*(w+1)//n of each launch, in launch order. Every run starts with
-the floating-point environment of IEEE 754 (round to nearest, no flushing of subnormal numbers) on every worker.
+Worker w of n runs iterations extent*w//n to extent*(w+1)//n of each launch, in launch order. Where a launch has
+counters it does so piece by piece, and then pieces that are left of other workers' parts. Every run starts with the
+floating-point environment of IEEE 754 (round to nearest, no flushing of subnormal numbers) on every worker.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import numpy as np
 from codegen import jit
 from codegen.driver import (
     BARRIER_BYTES,
+    COUNTER_BYTES,
     LAUNCH_FIELDS,
     WORKERS,
     driver_text,
@@ -50,19 +52,20 @@ _SPIN_SECONDS = 1e-6  # how long a waiting worker spins before it lets others ru
 
 
 class Launch(NamedTuple):
-    """One kernel of a run: where it is, its parallel extent, BARRIER | SERIAL | GUARD, where its args are."""
+    """One kernel of a run: where it is, its parallel extent, BARRIER | SERIAL | GUARD, where args and counters are."""
 
     kernel: int
     extent: int
     flags: int = 0
     args: int = 0
+    counters: int = 0
 
 
 def launch_records(launches: Sequence[Launch]) -> Words:
     """The launches as the driver reads them, shape (len(launches), LAUNCH_FIELDS)."""
     records = np.zeros((len(launches), LAUNCH_FIELDS), np.int64)
     for record, launch in zip(records, launches, strict=True):
-        record[:4] = launch
+        record[:5] = launch
     return records
 
 
@@ -90,9 +93,19 @@ def context_record(
 
 def barrier_record() -> Words:
     """A barrier nobody waits at, on cache lines of its own."""
-    raw = np.zeros((BARRIER_BYTES + 64) // 8, np.int64)
+    return _lines(BARRIER_BYTES)
+
+
+def counter_records(launches: int, workers: int) -> Words:
+    """Counters for launches of one context, a row for each: they let workers share what is left of their parts."""
+    return _lines(launches * workers * COUNTER_BYTES).reshape(launches, workers * COUNTER_BYTES // 8)
+
+
+def _lines(count: int) -> Words:
+    """So many bytes of zeros, whole cache lines."""
+    raw = np.zeros((count + 64) // 8, np.int64)
     start = (-raw.ctypes.data) % 64 // 8
-    return raw[start : start + BARRIER_BYTES // 8]
+    return raw[start : start + count // 8]
 
 
 def default_workers() -> int:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from codegen import jit, placement, threads
-from codegen.driver import BARRIER, GUARD, SERIAL, driver_text
+from codegen.driver import BARRIER, GUARD, PIECES, SERIAL, driver_text
 from codegen.threads import Launch, Pool
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -25,7 +25,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 # Every kernel reads args[0] = (slot, byte offset of its data in it). `fill` writes index + 1; `reverse` writes to its
 # second argument what stands at the mirrored place of the first; `count` adds 1 to its worker's scratch and to each
 # element; `fail` sets the status; `subnormal` stores 2^-1022 / 2 as computed on its worker; `slow`
-# takes 3 ms on all workers but the first.
+# takes 3 ms on all workers but the first; `whose` writes where the scratch of its worker is, and takes 5 ms at 0.
 KERNELS = """
 define internal ptr @data(ptr %slots, ptr %args, i64 %n) nounwind {
   %i = mul i64 %n, 2
@@ -113,8 +113,26 @@ rest:
 done:
   ret void
 }
+define void @whose(ptr %slots, ptr %args, i64 %begin, i64 %end, ptr %scratch, ptr %status) nounwind {
+start:
+  %p = call ptr @data(ptr %slots, ptr %args, i64 0)
+  %first = icmp eq i64 %begin, 0
+  br i1 %first, label %rest, label %loop
+rest:
+  call i32 @usleep(i32 5000)
+  br label %loop
+loop:
+  %i = phi i64 [ %begin, %start ], [ %begin, %rest ], [ %next, %loop ]
+  %q = getelementptr i64, ptr %p, i64 %i
+  store ptr %scratch, ptr %q
+  %next = add i64 %i, 1
+  %more = icmp ult i64 %next, %end
+  br i1 %more, label %loop, label %done
+done:
+  ret void
+}
 """
-NAMES = ("fill", "reverse", "count", "fail", "subnormal", "slow")
+NAMES = ("fill", "reverse", "count", "fail", "subnormal", "slow", "whose")
 SIZE = 1023
 WORKERS = (1, 2, 3, 7)
 forks = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # forking with threads is what is tested
@@ -137,6 +155,7 @@ class Run:
 
     steps: list[tuple[str, int, int]]
     workers: int = 1
+    shared: bool = False
     a: np.ndarray = field(default_factory=lambda: np.zeros(SIZE, np.int64))
     b: np.ndarray = field(default_factory=lambda: np.zeros(SIZE, np.int64))
 
@@ -148,6 +167,7 @@ class Run:
         self.scratch = np.zeros((self.workers, 8), np.int64)
         self.barrier = threads.barrier_record()
         args = {"reverse": self.forward, "again": self.backward}
+        counters = self.counters = threads.counter_records(len(self.steps), self.workers)
         self.records = threads.launch_records(
             [
                 Launch(
@@ -155,8 +175,9 @@ class Run:
                     extent,
                     flags,
                     args.get(name, self.forward).ctypes.data,
+                    counters[k].ctypes.data if self.shared else 0,
                 )
-                for name, extent, flags in self.steps
+                for k, (name, extent, flags) in enumerate(self.steps)
             ]
         )
         self.context = threads.context_record(
@@ -181,9 +202,35 @@ def test_slices_cover_the_extent_once(workers: int, extent: int) -> None:
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_barrier_orders_kernels(workers: int) -> None:
+@pytest.mark.parametrize("extent", [0, 1, 2, 3, 7, 15, 16, 17, 100, SIZE])
+def test_shared_parts_cover_the_extent_once(workers: int, extent: int) -> None:
+    run = Run([("count", extent, 0), ("fail", 1, 0), ("count", extent, BARRIER), ("fill", SIZE, GUARD)], workers, True)
+    pool = threads.shared_pool(workers)
+    for repeat in range(1, 101):
+        assert pool.run(run.address) == 7
+        assert np.array_equal(run.a, 2 * repeat * (np.arange(SIZE) < extent))
+    assert threads.run_serial(run.address) == 7
+    pool.run(run.address)
+    assert np.array_equal(run.a, 204 * (np.arange(SIZE) < extent))
+
+
+@pytest.mark.skipif(threads.default_workers() < 2, reason="the workers need processors of their own")
+def test_what_a_late_worker_leaves_is_done_by_others() -> None:
+    run = Run([("whose", 1024, 0)], 2, True, a=np.zeros(1024, np.int64))
+    pool = threads.shared_pool(2)
+    shares: list[int] = []
+    for _ in range(20):
+        pool.run(run.address)
+        assert set(run.a.tolist()) <= {run.scratch[0].ctypes.data, run.scratch[1].ctypes.data}
+        shares.append(int(np.sum(run.a == run.scratch[0].ctypes.data)))
+    assert min(shares) == 512 // PIECES  # the piece that takes so long
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("shared", [False, True])
+def test_barrier_orders_kernels(workers: int, shared: bool) -> None:
     steps = [("fill", SIZE, 0), ("reverse", SIZE, BARRIER), *[("again", SIZE, BARRIER), ("reverse", SIZE, BARRIER)] * 5]
-    run = Run(steps, workers)
+    run = Run(steps, workers, shared)
     pool = threads.shared_pool(workers)
     for _ in range(2000 if workers == 2 else 200):
         run.a[:] = run.b[:] = 0
@@ -194,7 +241,7 @@ def test_barrier_orders_kernels(workers: int) -> None:
 @pytest.mark.parametrize("workers", WORKERS)
 def test_workers_that_fell_asleep_at_a_barrier_wake(workers: int) -> None:
     steps = [("fill", 1 << 20, BARRIER | SERIAL), ("count", SIZE, BARRIER)] * 3
-    run = Run(steps, workers, np.zeros(1 << 20, np.int64))
+    run = Run(steps, workers, a=np.zeros(1 << 20, np.int64))
     pool = threads.shared_pool(workers)
     for _ in range(60):
         assert pool.run(run.address) == 0
@@ -430,7 +477,6 @@ class Placed:
 @places
 def test_a_worker_is_sent_off_the_processor_of_the_caller() -> None:
     placed = Placed()
-    assert os.sched_getaffinity(placed.name) == placed.allowed
     for processor in sorted(placed.allowed)[:2] * 3:
         assert placed.found_on(processor, placed.allowed - {processor})
     placed.pool.close()
