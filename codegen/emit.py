@@ -11,6 +11,7 @@ from codegen.loop import (
     Accumulate,
     Bind,
     Body,
+    Fetch,
     Finish,
     For,
     Index,
@@ -140,6 +141,8 @@ class _Emitter(Writer):
                 self.name(name, self.within(guard))
             case Store():
                 self.store(stmt)
+            case Fetch():
+                self.fetch(stmt)
             case Init(buffer, index, combine):
                 self._init(buffer, index, combine)
             case Accumulate():

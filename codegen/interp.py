@@ -15,6 +15,7 @@ from codegen.loop import (
     Bind,
     Body,
     Buffer,
+    Fetch,
     Finish,
     For,
     Index,
@@ -91,6 +92,8 @@ class _Machine:
                 self.names[name] = self._within(guard)
             case Store():
                 self._store(stmt)
+            case Fetch():
+                pass
             case Init(buffer, index, combine):
                 lanes = self.vector.lanes if self.vector is not None else self.gathered.get(buffer, 1)
                 self.registers[buffer, self._first(index)] = _identity(combine, self.buffers[buffer].dtype, lanes)

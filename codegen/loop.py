@@ -100,6 +100,15 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
+class Fetch:
+    """Ask for an element to be brought near, to be read or written later. It need not be inside of the buffer."""
+
+    buffer: str
+    index: Affine
+    write: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Init:
     """Set an accumulator to the identity of its combination."""
 
@@ -141,7 +150,7 @@ class For:
     body: Body
 
 
-Stmt: TypeAlias = Let | Index | Load | Within | Store | Init | Accumulate | Finish | For
+Stmt: TypeAlias = Let | Index | Load | Within | Store | Fetch | Init | Accumulate | Finish | For
 Body: TypeAlias = tuple[Stmt, ...]
 
 
@@ -181,7 +190,7 @@ def _map_stmt(stmt: Stmt, change: Callable[[Affine], Affine]) -> Stmt:
             return replace(stmt, index=change(stmt.index), guard=tuple(map(change, stmt.guard)))
         case Within():
             return replace(stmt, guard=tuple(map(change, stmt.guard)))
-        case Index() | Store() | Init() | Accumulate() | Finish():
+        case Index() | Store() | Fetch() | Init() | Accumulate() | Finish():
             return replace(stmt, index=change(stmt.index))
 
 
@@ -198,7 +207,7 @@ def indices_of(body: Body) -> Iterator[Affine]:
                 yield from stmt.guard
             case Within():
                 yield from stmt.guard
-            case Index() | Store() | Init() | Accumulate() | Finish():
+            case Index() | Store() | Fetch() | Init() | Accumulate() | Finish():
                 yield stmt.index
 
 

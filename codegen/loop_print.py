@@ -9,6 +9,7 @@ from codegen.loop import (
     Accumulate,
     Bind,
     Body,
+    Fetch,
     Finish,
     For,
     Index,
@@ -56,6 +57,8 @@ def _stmt_text(stmt: Stmt) -> str:
             return f"{name}: bool = within{_guard_text(guard)}"
         case Store(buffer, index, value):
             return f"{buffer}[{index}] = {value}"
+        case Fetch(buffer, index, write):
+            return f"fetch {buffer}[{index}]{' to write' if write else ''}"
         case Init(buffer, index, combine):
             return f"{buffer}[{index}] = identity({combine})"
         case Accumulate(buffer, index, combine, args, name):

@@ -13,6 +13,7 @@ from codegen.loop import (
     Bind,
     Body,
     Buffer,
+    Fetch,
     Finish,
     For,
     Index,
@@ -135,6 +136,10 @@ class _Verifier:
                 self._define(stmt, name, bool_, any(map(self._varies, guard)))
             case Store():
                 self._store(stmt)
+            case Fetch(buffer, index):
+                self._variables(stmt, index)
+                if self._buffer(stmt, buffer).space is not Space.GLOBAL:
+                    _fail(stmt, f"{buffer} is not in memory")
             case Init() | Accumulate() | Finish():
                 self._accumulator(stmt)
 

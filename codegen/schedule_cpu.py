@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from codegen.ahead import Ahead
 from codegen.costs import COSTS
 from codegen.group import Anchor
 from codegen.loop import Bind, Body, For, Kernel, Let, Load, Loop, Stmt, Store, loops_of
@@ -19,6 +20,8 @@ SCANNED_ROWS = 4
 SCATTER_BYTES = 1 << 10
 # Reductions gather in this many bytes of lanes on every machine, so that their tree depends on shapes alone.
 ROW_BYTES = 64
+# Rows of so many bytes are fetched ahead: shorter ones the processor foresees itself, longer ones would not stay.
+AHEAD_BYTES = (1 << 10, 1 << 17)
 # The narrowest vector of a short loop.
 MIN_LANES = 4
 # A map with a body that costs so much fills the window of a processor by itself: each operation waits for the one
@@ -213,6 +216,11 @@ def _row_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
         if extent >= 4 * lanes:
             lanes *= 2
         steps += [Split(name, lanes), Vectorize(f"{name}.1", lanes)]
+    names = [f.loop.name for f in passes]
+    bytes_of_row = passes[0].loop.extent * itemsize
+    if outer and len(set(names)) == len(names) > 1 and AHEAD_BYTES[0] <= bytes_of_row <= AHEAD_BYTES[1]:
+        busiest = max(passes, key=lambda f: _cost(f.body)).loop.name
+        steps.append(Ahead(f"{busiest}.1", outer[-1].loop.name, target.l2))
     if outer:
         steps.append(Parallel(outer[0].loop.name))
     return tuple(steps)

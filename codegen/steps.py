@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from codegen.affine import Affine, tile_of, tile_quotient, tile_remainder, variable
+from codegen.ahead import Ahead, fetch_ahead
 from codegen.loop import (
     Accumulate,
     Bind,
@@ -134,7 +135,7 @@ class Parallel:
 
 
 Step: TypeAlias = (
-    Split | Distribute | Fuse | Block | Join | Merge | Spill | Keep | Transpose | Vectorize | Unroll | Parallel
+    Split | Distribute | Fuse | Block | Join | Merge | Spill | Keep | Transpose | Ahead | Vectorize | Unroll | Parallel
 )
 
 
@@ -165,6 +166,8 @@ def _apply_one(kernel: Kernel, step: Step) -> Kernel:
             return _kept(kernel, total)
         case Transpose():
             return apply_transpose(kernel, step)
+        case Ahead():
+            return fetch_ahead(kernel, step)
         case Vectorize(loop, lanes):
             return replace(kernel, body=_rewrite(kernel.body, loop, lambda f: _bound(f, Bind.VECTOR, lanes)))
         case Unroll(loop):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from codegen.affine import Affine
-from codegen.loop import Kernel, Load, Space, Store
+from codegen.loop import Fetch, Kernel, Load, Space, Store
 from codegen.scalar_builder import ScalarBuilder, Value, memory_type
 from codegen.shuffles import transposed
 from codegen.target import Target
@@ -18,6 +18,7 @@ from symgrad.errors import CompileError
 from symgrad.types import DType, bool_, int64, uint8
 
 SCRATCH_ALIGNMENT = 64
+CACHE_LINE = 64
 # Lanes at most this many elements apart are read as whole vectors and shuffled.
 MAX_SHUFFLED = 4
 
@@ -409,6 +410,21 @@ class Writer:
         name = self.b.fresh()
         self.b.lines.append(f"{name} = and <{v.lanes} x i1> {flag.text}, {tail}")
         return name
+
+    def fetch(self, stmt: Fetch) -> None:
+        """Every cache line that the lanes reach, into the second cache: the first one holds the row at hand."""
+        itemsize = self.buffers[stmt.buffer].dtype.itemsize
+        const, uniform, stride, _ = self.parts(stmt.index)
+        pointer = self._pointer(stmt.buffer, const, uniform, itemsize).value.text
+        lanes = self.vector.lanes if self.vector is not None and stride == 1 else 1
+        self.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        for offset in range(0, lanes * itemsize, CACHE_LINE):
+            spot = self.b.fresh()
+            self.b.lines += [
+                f"{spot} = getelementptr i8, ptr {pointer}, i64 {offset}",
+                f"call void @llvm.prefetch.p0(ptr {spot}, i32 {int(stmt.write)}, i32 2, i32 1)",
+            ]
+        self.flush(len(self.levels) - 1)
 
     def store(self, stmt: Store) -> None:
         buffer = self.buffers[stmt.buffer]

@@ -16,6 +16,7 @@ from kernel_cases import CASES, EXACT, NARROW, TYPED, WIDE, Native, kernels_of, 
 import symgrad as sg
 from codegen import jit
 from codegen.affine import ZERO, Affine, tile_quotient, tile_remainder, variable
+from codegen.ahead import Ahead
 from codegen.executable import value_name
 from codegen.interp import fma, fresh_arrays, run
 from codegen.loop import (
@@ -23,6 +24,7 @@ from codegen.loop import (
     Bind,
     Body,
     Buffer,
+    Fetch,
     Finish,
     For,
     Index,
@@ -34,10 +36,15 @@ from codegen.loop import (
     Space,
     Store,
     Within,
+    loops_of,
 )
+from codegen.loop_print import kernel_text
 from codegen.loop_verify import highest, verify
+from codegen.steps import Step, apply
 from symgrad.errors import CompileError
 from symgrad.opdef import OPS, Kind
+from symgrad.optimize import optimize
+from symgrad.program import Program
 from symgrad.storage import Literal
 from symgrad.types import bool_, float32, float64, int32, int64
 
@@ -146,6 +153,43 @@ def approximates(kernels) -> bool:
         return any(any_in(s.body) if isinstance(s, For) else isinstance(s, Let) and s.op in APPROXIMATE for s in body)
 
     return any(any_in(k.body) for k in kernels)
+
+
+@pytest.mark.parametrize("name", ["softmax", "layer_norm"])
+def test_fetching_ahead_changes_nothing(name: str) -> None:
+    """All rows but the first are fetched while the one before is worked on, and one beyond the last."""
+    target = jit.host_target()
+    (low,) = kernels_of(program_of(name), target)
+    kernel = low.scheduled[0].kernel
+    passes = [f.loop.name for f in loops_of(kernel.body) if f.loop.bind is Bind.VECTOR]
+    ahead = apply(kernel, [Ahead(passes[-1], "d0", least=0)])
+    verify(ahead)
+    row = program_of(name).outputs[0].shape[1]
+    fetched = [line for line in kernel_text(ahead).splitlines() if "fetch p0" in line]
+    assert fetched
+    assert all(line.endswith(f" + {row}]") for line in fetched)
+    generator = np.random.default_rng(5)
+    arrays = [generator.standard_normal(b.size).astype(b.dtype.np) for b in kernel.params]
+    expected, interpreted, native = ([a.copy() for a in arrays] for _ in range(3))
+    run(kernel, expected)
+    run(ahead, interpreted)
+    assert Native(ahead, target).run(native) == 0
+    for wanted, same, close in zip(expected, interpreted, native, strict=True):
+        np.testing.assert_array_equal(same, wanted)
+        assert_close(close, wanted, exact=False, label=name)
+
+
+def test_what_is_fetched_ahead() -> None:
+    """Rows that the processor does not foresee, of arrays that do not stay in its caches."""
+
+    def steps(rows: int, columns: int) -> list[Step]:
+        g = sg.Graph()
+        program = Program(g, (x := g.input("x", (rows, columns)),), (sg.nn.softmax(x),))
+        program = optimize(program, "infer", {})
+        return [s for low in kernels_of(program, WIDE) for part in low.scheduled for s in part.steps]
+
+    assert Ahead("r1_1.1", "d0", WIDE.l2) in steps(1000, 1024)
+    assert not any(isinstance(s, Ahead) for s in steps(100_000, 100))
 
 
 # The verifier
@@ -278,6 +322,8 @@ BROKEN = {
     "tile filled along columns": (turned_kernel(write=1), "the rows of t run along the lanes"),
     "tile in a loop": (turned_kernel(bind=Bind.SERIAL), "d3 is not written out"),
     "tile never filled": (turned_kernel(fill=0), "t was not stored in the loops around this"),
+    "fetch of an accumulator": (with_body(SUM, INIT, INNER, Fetch("a1", ZERO), FINISH, SUM_STORE), "not in memory"),
+    "fetch of nothing": (with_body(K, LOAD, Fetch("p7", I), STORE), "there is no buffer p7"),
     "no init": (with_body(SUM, INNER, FINISH, SUM_STORE), "not open"),
     "accumulate after finish": (
         with_body(SUM, INIT, INNER, FINISH, For(replace(LANES, name="r2"), (
