@@ -7,6 +7,7 @@ it reads them, which is looked at once; elsewhere calls stay what they are.
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -41,7 +42,12 @@ class Entry:
     """What native code knows of one function: its inputs, the structure of its outputs, the sizes it serves."""
 
     def __init__(
-        self, dtypes: Sequence[np.dtype[Any]], kind: type, keys: tuple[str, ...], lock: threading.RLock | None
+        self,
+        names: Sequence[str],
+        dtypes: Sequence[np.dtype[Any]],
+        kind: type,
+        keys: tuple[str, ...],
+        lock: threading.RLock | None,
     ) -> None:
         self.served: set[Shapes] = set()
         self.record: Words = np.zeros(entry.BINDINGS + entry.SERVED, np.int64)
@@ -49,13 +55,17 @@ class Entry:
         self._names: list[Shapes | None] = [None] * entry.SERVED
         self._bindings: dict[Shapes, Words] = {}
         calls = (lock.acquire, lock.release) if lock is not None else None
-        self._kept: list[Any] = [tuple(dtypes), keys, calls]
+        # Names in calls are the one object of their text.
+        interned = tuple(sys.intern(name) for name in names)
+        self._dtypes = tuple(dtypes)
+        self._kept: list[Any] = [interned, keys, calls]
         self.record[entry.INPUTS] = len(dtypes)
         self.record[entry.KIND] = _KINDS.get(kind, entry.SINGLE)
         self.record[entry.KEYS] = self._words([id(key) for key in keys])
         if calls is not None:
             self.record[[entry.ACQUIRE, entry.RELEASE]] = [id(one) for one in calls]
         self.record[entry.DTYPES] = self._words([id(dtype) for dtype in dtypes])
+        self.record[entry.NAMES] = self._words([id(name) for name in interned])
 
     def serve(self, shapes: Shapes, executable: Executable, makers: Sequence[Callable[[], Array] | None]) -> None:
         """Let native code take calls with these sizes, instead of those it has taken up longest ago.
@@ -79,10 +89,12 @@ class Entry:
         for node, maker in zip(executable.program.outputs, makers, strict=True):
             shape, dtype = tuple(map(int, node.shape)), node.dtype.np
             self._kept += [dtype, maker]
-            results += [id(dtype), len(shape), self._words(shape), 0 if maker is None else id(maker)]
+            results += [id(dtype), self._words(_shape(shape, dtype)), 0 if maker is None else id(maker)]
         self._kept.append(executable)
         binding = np.zeros(entry.CONTROL + 1, np.int64)
-        binding[entry.SHAPES] = self._words([word for shape in shapes for word in (len(shape), *shape)])
+        binding[entry.SHAPES] = self._words(
+            [word for one in zip(shapes, self._dtypes, strict=True) for word in _shape(*one)]
+        )
         binding[entry.OUTPUTS] = len(makers)
         binding[entry.RESULTS] = self._words(results)
         binding[entry.CONTEXTS] = id(executable.contexts)
@@ -97,18 +109,27 @@ class Entry:
         return int(words.ctypes.data)
 
 
+def _shape(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
+    return (len(shape), *shape, math.prod(shape) * dtype.itemsize)
+
+
 def attach(
-    function: Any, dtypes: Sequence[np.dtype[Any]], kind: type, keys: tuple[str, ...], lock: threading.RLock | None
+    function: Any,
+    names: Sequence[str],
+    dtypes: Sequence[np.dtype[Any]],
+    kind: type,
+    keys: tuple[str, ...],
+    lock: threading.RLock | None,
 ) -> Entry | None:
     """Let native code take the calls of a function first; what it does not take goes to its class's `__call__`.
 
-    `dtypes` are those of the inputs, `kind` and `keys` the structure of the outputs, the lock is held during a run.
-    The class of the function must have a slot `_entry`; all functions are of one class. None where this interpreter
-    or this NumPy is not known well enough.
+    `names` and `dtypes` are those of the inputs, `kind` and `keys` the structure of the outputs, the lock is held
+    during a run. The class of the function must have a slot `_entry`; all functions are of one class. None where this
+    interpreter or this NumPy is not known well enough.
     """
     if not is_known():
         return None
-    made = Entry(dtypes, kind, keys, lock)
+    made = Entry(names, dtypes, kind, keys, lock)
     base: type = function.__class__
     function._entry = made.record
     function.__class__ = _native(base).made
@@ -139,11 +160,14 @@ def _native(base: type) -> _Native:
     words = (ctypes.c_int64 * len(entry.TABLE)).from_address(table)
     assert not any(words), "native code knows one class of functions"
     slow: object = base.__call__
+    out = sys.intern("out")
     values = {
         **{name: _address(name) for name in _PYTHON},
         **_numpy_functions(),
         "slow": id(slow),
         "array_type": id(np.ndarray),
+        "none": id(None),
+        "out": id(out),
         "header": _HEADER,
         "entry_at": _slot_offset(object.__new__(base), "_entry"),
         "context_at": _slot_offset(object.__new__(Context), "record"),
@@ -155,7 +179,7 @@ def _native(base: type) -> _Native:
     )
     names = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     made = type(base.__name__, (base,), {"__slots__": (), "__call__": descriptor, **names})
-    return _Native(made, (slow, method))
+    return _Native(made, (slow, method, out))
 
 
 # What is called of the interpreter; all but the first two are in every version of its stable interface.

@@ -2,17 +2,20 @@
 
 A function's `entry record` says what it takes and returns, a `binding record` one set of sizes and the code for it:
 arrays of int64 whose words are named below. Whatever does not fit the records is left to the Python side, which takes
-every call; no error is raised here but those of allocation and of interrupted waiting.
+every call; no error is raised here but those of allocation and of interrupted waiting. `entry_arguments` has the part
+that looks at arguments.
 """
 
 from __future__ import annotations
 
 import re
 
+from codegen.entry_arguments import ARGUMENTS
+
 # Words of the table of addresses and offsets, which is filled once: see `calls`.
 TABLE = (
-    "slow", "array_type", "header", "entry_at", "context_at",
-    "PyObject_Vectorcall", "PyObject_CallNoArgs", "Py_IncRef", "Py_DecRef", "PyTuple_Size", "PyTuple_New",
+    "slow", "array_type", "none", "out", "header", "entry_at", "context_at", "PyObject_Vectorcall",
+    "PyObject_CallNoArgs", "Py_IncRef", "Py_DecRef", "PyTuple_Size", "PyTuple_GetItem", "PyTuple_New",
     "PyTuple_SetItem", "PyList_New", "PyList_SetItem", "PyList_Size", "PyList_GetItem", "PyList_SetSlice",
     "PyList_Append", "PyDict_New", "PyDict_SetItem", "PyEval_SaveThread", "PyEval_RestoreThread",
     "PyArray_NewFromDescr", "PyArray_EquivTypes",
@@ -24,23 +27,25 @@ KIND = 1  # SINGLE, LIST, TUPLE or DICT
 KEYS = 2  # address of the objects that are the keys of a dict
 ACQUIRE, RELEASE = 3, 4  # objects to call around a run, or 0
 DTYPES = 5  # address of the data types of the inputs
-BINDINGS = 6  # from here: addresses of binding records, those not used 0
-SERVED = 16  # how many there may be
+NAMES = 6  # address of the names of the inputs, as objects of which there is one for each text
+BINDINGS = 7  # from here: addresses of binding records, those not used 0
+SERVED = 64  # how many there may be
 
 SINGLE, LIST, TUPLE, DICT = range(4)
 
 # Words of a binding record.
-SHAPES = 0  # address: for each input its rank and extents
+SHAPES = 0  # address: for each input its rank, extents and bytes
 OUTPUTS = 1  # how many
-RESULTS = 2  # address of RESULT_WORDS for each output: data type, rank, address of extents, object to call or 0
+RESULTS = 2  # address of RESULT_WORDS for each output: data type, address of its shape, object to call or 0
 CONTEXTS = 3  # the list of free contexts
 LONG = 4  # whether the interpreter is let go during a run
 CONTROL = 5  # address of a word: the control block of the pool that runs it; 0 for the calling thread alone
-RESULT_WORDS = 4
+RESULT_WORDS = 3
 
 # Where an array keeps what, behind the header of every object. The words are those of NumPy's ABI.
 DATA, RANK, EXTENTS, DTYPE, FLAGS = 0, 8, 16, 40, 48
 READABLE = 0x0001 | 0x0100  # flags of an array: C-contiguous, aligned
+WRITABLE = 0x0400
 
 # Where a context record (see `threads`) has the address of the objects of a call.
 OBJECTS = 8
@@ -48,7 +53,7 @@ OBJECTS = 8
 
 def entry_text() -> str:
     """The entry as LLVM text, for the same module as the driver."""
-    text = re.sub(r"(%[\w.]+) = word (ptr|i64) (%[\w.]+), (\S+)", _WORD, _ENTRY)
+    text = re.sub(r"(%[\w.]+) = word (ptr|i64) (%[\w.]+), (\S+)", _WORD, _ENTRY + ARGUMENTS)
     for k, name in enumerate(TABLE):
         text = text.replace(f"<@{name}>", f"load ptr, ptr getelementptr (ptr, ptr @symgrad_table, i64 {k}), align 8")
         text = text.replace(f"<#{name}>", f"load i64, ptr getelementptr (ptr, ptr @symgrad_table, i64 {k}), align 8")
@@ -57,7 +62,7 @@ def entry_text() -> str:
         ("DTYPES", DTYPES), ("BINDINGS", BINDINGS), ("SERVED", SERVED), ("LIST", LIST), ("TUPLE", TUPLE),
         ("DICT", DICT), ("OUTPUTS", OUTPUTS), ("RESULTS", RESULTS), ("CONTEXTS", CONTEXTS), ("LONG", LONG),
         ("CONTROL", CONTROL), ("RESULT_WORDS", RESULT_WORDS), ("RANK", RANK), ("EXTENTS", EXTENTS), ("DTYPE", DTYPE),
-        ("FLAGS", FLAGS), ("READABLE", READABLE), ("OBJECTS", OBJECTS),
+        ("FLAGS", FLAGS), ("READABLE", READABLE), ("WRITABLE", WRITABLE), ("OBJECTS", OBJECTS), ("NAMES", NAMES),
     ):  # fmt: skip
         text = text.replace(f"<{name}>", str(value))
     return text
@@ -105,96 +110,6 @@ call:
   ret ptr %result
 }
 
-; Whether all arguments are arrays that can be read where they are.
-define internal i1 @readable(ptr %entry, ptr %args, i64 %count) nounwind {
-start:
-  %header = <#header>
-  %type.offset = sub i64 %header, 8
-  %array = <@array_type>
-  %dtypes = word ptr %entry, <DTYPES>
-  br label %argument
-argument:
-  %k = phi i64 [ 0, %start ], [ %next, %flags ]
-  %more = icmp ult i64 %k, %count
-  br i1 %more, label %type, label %yes
-type:
-  %object = word ptr %args, %k
-  %type.at = getelementptr i8, ptr %object, i64 %type.offset
-  %type.of = load ptr, ptr %type.at, align 8
-  %is.array = icmp eq ptr %type.of, %array
-  br i1 %is.array, label %dtype, label %no
-dtype:
-  %fields = getelementptr i8, ptr %object, i64 %header
-  %dtype.at = getelementptr i8, ptr %fields, i64 <DTYPE>
-  %dtype.of = load ptr, ptr %dtype.at, align 8
-  %wanted = word ptr %dtypes, %k
-  %same = icmp eq ptr %dtype.of, %wanted
-  br i1 %same, label %flags, label %equal
-equal:
-  ; Data types of arrays that were unpickled are others, and equal.
-  %compare = <@PyArray_EquivTypes>
-  %answer = call zeroext i8 %compare(ptr %dtype.of, ptr %wanted)
-  %equals = icmp ne i8 %answer, 0
-  br i1 %equals, label %flags, label %no
-flags:
-  %flags.at = getelementptr i8, ptr %fields, i64 <FLAGS>
-  %flags.of = load i32, ptr %flags.at, align 4
-  %both = and i32 %flags.of, <READABLE>
-  %plain = icmp eq i32 %both, <READABLE>
-  %next = add i64 %k, 1
-  br i1 %plain, label %argument, label %no
-yes:
-  ret i1 true
-no:
-  ret i1 false
-}
-
-; Whether arrays have the shapes of a binding.
-define internal i1 @fits(ptr %binding, ptr %args, i64 %count) nounwind {
-start:
-  %header = <#header>
-  %shapes = load ptr, ptr %binding, align 8
-  br label %argument
-argument:
-  %k = phi i64 [ 0, %start ], [ %next, %after ]
-  %shape = phi ptr [ %shapes, %start ], [ %shape.next, %after ]
-  %more = icmp ult i64 %k, %count
-  br i1 %more, label %rank, label %yes
-rank:
-  %object = word ptr %args, %k
-  %fields = getelementptr i8, ptr %object, i64 %header
-  %rank.at = getelementptr i8, ptr %fields, i64 <RANK>
-  %rank.of = load i32, ptr %rank.at, align 4
-  %rank.wide = sext i32 %rank.of to i64
-  %rank.wanted = load i64, ptr %shape, align 8
-  %ranks = icmp eq i64 %rank.wide, %rank.wanted
-  br i1 %ranks, label %extents, label %no
-extents:
-  %extents.at = getelementptr i8, ptr %fields, i64 <EXTENTS>
-  %extents.of = load ptr, ptr %extents.at, align 8
-  br label %extent
-extent:
-  %d = phi i64 [ 0, %extents ], [ %d.next, %compare ]
-  %d.next = add i64 %d, 1
-  %rest = icmp ult i64 %d, %rank.wanted
-  br i1 %rest, label %compare, label %after
-compare:
-  %given.at = getelementptr i64, ptr %extents.of, i64 %d
-  %given = load i64, ptr %given.at, align 8
-  %wanted.at = getelementptr i64, ptr %shape, i64 %d.next
-  %wanted = load i64, ptr %wanted.at, align 8
-  %same = icmp eq i64 %given, %wanted
-  br i1 %same, label %extent, label %no
-after:
-  %shape.next = getelementptr i64, ptr %shape, i64 %d.next
-  %next = add i64 %k, 1
-  br label %argument
-yes:
-  ret i1 true
-no:
-  ret i1 false
-}
-
 ; Let go of objects.
 define internal void @drop(ptr %objects, i64 %count) nounwind {
 start:
@@ -226,7 +141,7 @@ output:
 one:
   %first = mul i64 %k, <RESULT_WORDS>
   %result = getelementptr ptr, ptr %results, i64 %first
-  %maker = word ptr %result, 3
+  %maker = word ptr %result, 2
   %plain = icmp eq ptr %maker, null
   br i1 %plain, label %new, label %ask
 ask:
@@ -236,10 +151,10 @@ ask:
 new:
   %array = <@array_type>
   %dtype = load ptr, ptr %result, align 8
-  %rank.at = getelementptr i64, ptr %result, i64 1
-  %rank = load i64, ptr %rank.at, align 8
+  %shape = word ptr %result, 1
+  %rank = load i64, ptr %shape, align 8
   %rank.int = trunc i64 %rank to i32
-  %extents = word ptr %result, 2
+  %extents = getelementptr i64, ptr %shape, i64 1
   %keep.dtype = <@Py_IncRef>
   call void %keep.dtype(ptr %dtype)
   %make = <@PyArray_NewFromDescr>
@@ -454,7 +369,7 @@ part:
 }
 
 ; What Python calls: self, positional arguments and their number, the names of further ones or null.
-define ptr @symgrad_call(ptr %self, ptr %args, i64 %given, ptr %names) nounwind {
+define ptr @symgrad_call(ptr %self, ptr %given, i64 %number, ptr %names) nounwind {
 start:
   %header = <#header>
   %entry.offset = <#entry_at>
@@ -466,12 +381,24 @@ attached:
   %entry.at = getelementptr i8, ptr %holder, i64 %header
   %entry = load ptr, ptr %entry.at, align 8
   %inputs = load i64, ptr %entry, align 8
-  %enough = icmp eq i64 %given, %inputs
+  %enough = icmp eq i64 %number, %inputs
   %unnamed = icmp eq ptr %names, null
   %simple = and i1 %enough, %unnamed
-  br i1 %simple, label %check, label %slow
+  br i1 %simple, label %check, label %order
+order:
+  ; The arguments in order, and behind them the array for the output or null.
+  %places = add i64 %inputs, 1
+  %ordered = alloca ptr, i64 %places, align 8
+  %clear = call i1 @order(ptr %entry, ptr %given, i64 %number, ptr %names, ptr %ordered)
+  br i1 %clear, label %check.out, label %slow
+check.out:
+  %out.given = word ptr %ordered, %inputs
+  br label %check
 check:
-  %readable = call i1 @readable(ptr %entry, ptr %args, i64 %inputs)
+  %args = phi ptr [ %given, %attached ], [ %ordered, %check.out ]
+  %out = phi ptr [ null, %attached ], [ %out.given, %check.out ]
+  %dtypes = word ptr %entry, <DTYPES>
+  %readable = call i1 @readable(ptr %dtypes, ptr %args, i64 %inputs)
   br i1 %readable, label %search, label %slow
 search:
   %b = phi i64 [ 0, %check ], [ %b.next, %compare ]
@@ -484,12 +411,24 @@ look:
   %no.more = icmp eq ptr %binding, null
   br i1 %no.more, label %slow, label %compare
 compare:
-  %fits = call i1 @fits(ptr %binding, ptr %args, i64 %inputs)
+  %shapes = load ptr, ptr %binding, align 8
+  %fits = call i1 @fits(ptr %shapes, ptr %args, i64 %inputs)
   br i1 %fits, label %found, label %search
 found:
   %count = word i64 %binding, <OUTPUTS>
   %room = add i64 %count, 1
   %outputs = alloca ptr, i64 %room, align 8
+  %fresh = icmp eq ptr %out, null
+  br i1 %fresh, label %new, label %old
+old:
+  %usable = call i1 @usable(ptr %entry, ptr %binding, ptr %args, i64 %inputs, ptr %out)
+  br i1 %usable, label %use, label %slow
+use:
+  %hold = <@Py_IncRef>
+  call void %hold(ptr %out)
+  store ptr %out, ptr %outputs, align 8
+  br label %lock
+new:
   %allocated = call i1 @allocate(ptr %binding, ptr %outputs)
   br i1 %allocated, label %lock, label %error
 lock:
@@ -512,7 +451,7 @@ again:
   call void @drop(ptr %outputs, i64 %count)
   br label %slow
 slow:
-  %slowly = call ptr @slowly(ptr %self, ptr %args, i64 %given, ptr %names)
+  %slowly = call ptr @slowly(ptr %self, ptr %given, i64 %number, ptr %names)
   ret ptr %slowly
 error:
   ret ptr null

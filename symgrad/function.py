@@ -281,7 +281,8 @@ class Function:
             binding = self._bindings[shapes] = Binding(executable, recyclers, allocators)
             if self._attach is not None and not self.structure.matrices:
                 kind, keys = self.structure.kind, self.structure.keys
-                self._native = self._attach(self, self._dtypes, kind, keys, self._state_lock)
+                names = [str(n.name) for n in self._inputs]
+                self._native = self._attach(self, names, self._dtypes, kind, keys, self._state_lock)
                 self._attach = None
             return binding
 
