@@ -43,8 +43,18 @@ FEW_STRIPS = 16
 ROW_GROUP = 4
 ROW_VECTORS = 32
 ROW_LONGEST = 2048
+# Iterations of another loop that stand beside columns of one vector.
+MOST_BESIDE = 7
 # Lanes that a tile stores one by one, where its columns are not those of the result: more only take long to compile.
 MAX_SCATTERED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A further loop of the column factor, of which `size` iterations stand side by side in a tile, like vectors."""
+
+    loop: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,8 @@ class Tiling:
     """Which loops become the register tile, its size, and which factors are packed first."""
 
     rows: str | None
-    more: tuple[str, ...]  # further loops of the row factor, short enough to be in the tile as a whole
+    beside: Beside | None
+    more: tuple[str, ...]  # further loops that are in the tile as a whole: short ones of the row factor, or `beside`
     columns: str
     row_tile: int
     vectors: int
@@ -192,14 +203,19 @@ def choose_tiling(kernel: Kernel, shape: Contraction, target: Target) -> Tiling 
         depth *= one.extent
     elsewhere = [o.extent for o in shape.outer if o.name not in depends[other] and o.name != columns]
     reuse = math.prod(elsewhere) * -(-extents[columns] // (lanes * vectors))
-    pack_rows = rows is not None and _pack_rows(shape, other, rows, reuse, depth, target)
+    pack_rows = rows is not None and _pack_rows(kernel, shape, other, rows, reuse, target)
     load = shape.load(other)
     last = shape.inner[-1] if shape.inner else None
     along = load is not None and last is not None and last.extent >= RUN and load.index.factor(last.name) == 1
-    more: tuple[str, ...] = ()
-    if rows is not None and not pack_rows:
-        more, row_tile = _more_rows(rows, own[other], row_tile, (target.registers - 4) // vectors)
     pack_columns = _pack_columns(shape, factor, columns, -(-height // row_tile), depth)
+    more: tuple[str, ...] = ()
+    beside: Beside | None = None
+    if vectors == 1 and not pack_columns and height > target.registers // 2:
+        beside = _beside([one for one in own[factor] if one.name != columns])
+    if beside is not None:
+        more, row_tile = (f"{beside.loop}.1",), _even(height, (target.registers - 4) // beside.size)
+    elif rows is not None and not pack_rows:
+        more, row_tile = _more_rows(rows, own[other], row_tile, (target.registers - 4) // vectors)
     tile = lanes * vectors
     column_block = tile
     if pack_columns:
@@ -211,6 +227,7 @@ def choose_tiling(kernel: Kernel, shape: Contraction, target: Target) -> Tiling 
         column_block = _column_block(extents[columns], tile, strips, shares, width, target)
     return Tiling(
         rows.name if rows is not None else None,
+        beside,
         more,
         columns,
         row_tile,
@@ -221,6 +238,15 @@ def choose_tiling(kernel: Kernel, shape: Contraction, target: Target) -> Tiling 
         run=RUN if pack_rows and along else 1,
         column_block=column_block,
     )
+
+
+def _beside(loops: list[Loop]) -> Beside | None:
+    """The loop to take pieces of beside the columns, where these fill one vector: more products for each load."""
+    for size in range(2, MOST_BESIDE + 1):
+        for one in reversed(loops):
+            if one.extent % size == 0:
+                return Beside(one.name, size)
+    return None
 
 
 def _more_rows(rows: Loop, own: list[Loop], row_tile: int, tallest: int) -> tuple[tuple[str, ...], int]:
@@ -250,17 +276,20 @@ def _pack_columns(shape: Contraction, factor: str, columns: str, reuse: int, dep
     return reuse >= PACK_REUSE and depth >= FAR_STEPS and _is_far(shape, factor, shape.inner[-1].name)
 
 
-def _pack_rows(shape: Contraction, factor: str, rows: Loop, reuse: int, depth: int, target: Target) -> bool:
+def _pack_rows(kernel: Kernel, shape: Contraction, factor: str, rows: Loop, reuse: int, target: Target) -> bool:
     """Pack rows that are computed, and long rows that many column tiles read across the direction they lie in."""
     load = shape.load(factor)
     if load is None:
         return True
-    last = shape.inner[-1].name
-    if load.index.factor(last) == 1:
+    if load.index.factor(shape.inner[-1].name) == 1:
         return False
-    long = depth * rows.extent * _itemsize(shape, factor) > target.l1
-    far = _is_far(shape, factor, last) if load.index.factor(rows.name) == 1 else _is_far(shape, factor, rows.name)
-    return reuse >= PACK_REUSE and long and far
+    extents = {o.name: o.extent for o in (*shape.outer, *shape.inner)}
+    mine = shape.loops_of(factor)
+    long = math.prod(o.extent for o in shape.inner) * rows.extent * _itemsize(shape, factor) > target.l1
+    # Overlapping windows are more packed than they are.
+    fits = math.prod(extents[name] for name in mine) <= kernel.buffer(load.buffer).size
+    far = any(_is_far(shape, factor, one.name) for one in (rows, *shape.inner) if one.name in mine)
+    return reuse >= PACK_REUSE and long and far and fits
 
 
 def _is_far(shape: Contraction, factor: str, loop: str) -> bool:
@@ -295,8 +324,8 @@ def _factors(shape: Contraction, tiling: Tiling) -> tuple[str, str]:
 
 def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
     rows, more, columns = tiling.rows, tiling.more, tiling.columns
-    order = [o.name for o in shape.outer]
-    steps: list[Step] = []
+    order = [o.name for o in _outer(shape, tiling)]
+    steps: list[Step] = [Split(tiling.beside.loop, tiling.beside.size)] if tiling.beside is not None else []
     for name in (rows, *more, columns):
         if name is not None:
             steps += [Distribute(name)] * (len(order) - 1 - order.index(name))
@@ -319,12 +348,15 @@ def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
         steps += [*_inward(f"{inner}.1", f"{inner}.0", levels=levels), Join(around)]
     else:
         tile = f"{rows}.1"
-        steps += [Split(rows, tiling.row_tile), Unroll(tile)]
-        steps += _inward(tile, levels=tiling.column_levels + len(more))
-        for name in reversed(more):
-            steps += [Unroll(name), *_inward(name, levels=tiling.column_levels)]
+        steps.append(Split(rows, tiling.row_tile))
+        # From the inside out. A vector beside another is used by the rows of a tile in turn, as that one is.
+        written_out = (*reversed(more), tile) if tiling.beside is not None else (tile, *reversed(more))
+        passed = tiling.column_levels + (len(more) if tiling.beside is None else 0)
+        for name in written_out:
+            steps += [Unroll(name), *_inward(name, levels=passed)]
+            passed = tiling.column_levels
         steps += [*_inward(f"{inner}.1", f"{inner}.0", levels=levels), Join(tile)]
-        steps += _inward(tile, *reversed(more), levels=levels)
+        steps += _inward(*written_out, levels=levels)
         # Columns outside rows: the panel of columns stays in the cache while the rows pass by.
         steps.append(Distribute(f"{rows}.0"))
     blocks = _blocks(shape, tiling)
@@ -372,11 +404,23 @@ def _row_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
     )
 
 
+def _outer(shape: Contraction, tiling: Tiling) -> list[Loop]:
+    """The outer loops, after a piece of one was taken beside the columns."""
+    out: list[Loop] = []
+    for one in shape.outer:
+        if tiling.beside is not None and one.name == tiling.beside.loop:
+            size = tiling.beside.size
+            out += [Loop(f"{one.name}.0", one.extent // size), Loop(f"{one.name}.1", size)]
+        else:
+            out.append(one)
+    return out
+
+
 def _blocks(shape: Contraction, tiling: Tiling) -> list[tuple[str, int]]:
     """The loops around a register tile from outside in, and their extents, before one of them is made parallel."""
     extents = {o.name: o.extent for o in shape.outer}
     rows, columns = tiling.rows, tiling.columns
-    blocks = [(o.name, o.extent) for o in shape.outer if o.name not in (rows, *tiling.more, columns)]
+    blocks = [(o.name, o.extent) for o in _outer(shape, tiling) if o.name not in (rows, *tiling.more, columns)]
     blocks.append((f"{columns}.0", -(-extents[columns] // tiling.column_block)))
     if rows is not None:
         blocks.append((f"{rows}.0", -(-extents[rows] // tiling.row_tile)))
