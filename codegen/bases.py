@@ -38,17 +38,18 @@ def _parts(x: Value, pair: tuple[float, float]) -> tuple[float, float]:
 
 
 def exp2(b: ScalarBuilder, x: Value) -> Value:
-    """(1 + p) 2^n with n = round(x) and p = expm1((x - n) ln 2); as in `exp`, what is 0 is a product with 0."""
+    """(1 + p) 2^n with n = round(x) and p = expm1((x - n) ln 2); as in `exp`, what is 0 is chosen."""
     c = format_of(x)
     high, low = _parts(x, _LN2)
-    x = clamp_above(b, x, c.bias + 2)
-    x = b.select(b.compare("lt", x, -(c.bias + c.mantissa + 2)), b.const(x.dtype, -2 * c.bias), x)
+    zero = b.const(x.dtype, 0)
+    vanishes = b.compare("lt", x, -(c.bias + c.mantissa + 2))
+    x = b.select(vanishes, zero, clamp_above(b, x, c.bias + 2))
     t = b.add(x, c.magic)
     r = b.subtract(x, b.subtract(t, c.magic))
     y = b.multiply(r, high)
     lost = b.fma(r, low, b.fma(r, high, b.negative(y)))
     rest = b.fma(horner(b, y, c.exp), b.multiply(y, y), lost)
-    return scale(b, b.add(b.add(y, rest), 1), t)
+    return b.select(vanishes, zero, scale(b, b.add(b.add(y, rest), 1), t))
 
 
 def _log_rest(b: ScalarBuilder, f: Value) -> Value:

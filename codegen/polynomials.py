@@ -33,7 +33,6 @@ class Format:
     exp: Sequence[float]
     exp_low: float  # exp is 0 from here down
     exp_high: float  # and inf from here up
-    exp_zero: float  # here the powers of two that scale it are 0
     tanh: Sequence[float]
     tanh_high: float  # tanh is 1 from here up
     erf: Sequence[float]
@@ -53,7 +52,6 @@ FLOAT32 = Format(
     exp=fitted.EXP_32,
     exp_low=-104.0,
     exp_high=89.0,
-    exp_zero=-176.0,
     tanh=fitted.TANH_32,
     tanh_high=10.0,
     erf=fitted.ERF_32,
@@ -72,7 +70,6 @@ FLOAT64 = Format(
     exp=fitted.EXP_64,
     exp_low=-746.0,
     exp_high=710.0,
-    exp_zero=-1418.0,
     tanh=fitted.TANH_64,
     tanh_high=20.0,
     erf=fitted.ERF_64,
@@ -141,12 +138,13 @@ def scale(b: ScalarBuilder, x: Value, t: Value) -> Value:
 
 
 def exp(b: ScalarBuilder, x: Value) -> Value:
-    """(1 + p) 2^n. Processors are slow where a product underflows: what is 0 in the end, as what a mask hides from a
-    softmax, is a product with 0 instead."""
+    """(1 + p) 2^n. Processors are slow where a result underflows: what is 0, as what a mask hides from a softmax, is
+    chosen."""
     c = format_of(x)
-    x = clamp_above(b, x, c.exp_high)
-    p, t = exp_parts(b, b.select(b.compare("lt", x, c.exp_low), b.const(x.dtype, c.exp_zero), x))
-    return scale(b, b.add(p, 1), t)
+    zero = b.const(x.dtype, 0)
+    vanishes = b.compare("lt", x, c.exp_low)
+    p, t = exp_parts(b, b.select(vanishes, zero, clamp_above(b, x, c.exp_high)))
+    return b.select(vanishes, zero, scale(b, b.add(p, 1), t))
 
 
 def expm1(b: ScalarBuilder, x: Value) -> Value:
