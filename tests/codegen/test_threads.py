@@ -505,9 +505,12 @@ def test_workers_go_anywhere_when_the_caller_waits_for_them() -> None:
     first, second = sorted(placed.allowed)[:2]
     assert placed.found_on(first, placed.allowed - {first})
     quick, placed.run = placed.run, Run([("slow", 2, 0)], 2)
-    placed.pool.run(placed.run.address)
-    assert os.sched_getaffinity(placed.name) == placed.allowed
+    for _ in range(50):  # on a busy machine the caller may be the later one
+        placed.pool.run(placed.run.address)
+        if placed.truce.value == placement.PATIENCE:
+            break
     assert placed.truce.value == placement.PATIENCE
+    assert os.sched_getaffinity(placed.name) == placed.allowed
     placed.run = quick
     for _ in range(placement.PATIENCE // 2):
         placed.pool.run(placed.run.address)
