@@ -102,18 +102,19 @@ done:
 }
 
 ; Return once the word of the signal is not `old`: `patience` times spin a little and let others run, then sleep.
-; The result is for how many nanoseconds it slept, where there is a clock.
+; The result is about how many nanoseconds that took, where there is a clock and it took long; else 0.
 define internal i64 @wait(ptr %signal, i32 %old, i64 %patience) nounwind {
 start:
   %sleepers = getelementptr i8, ptr %signal, i64 4
   %limit = load i64, ptr @symgrad_spins, align 8
   br label %spin
 spin:
-  %n = phi i64 [ 0, %start ], [ %n.next, %pause ], [ 0, %yield ]
-  %tries = phi i64 [ 1, %start ], [ %tries, %pause ], [ %tries.next, %yield ]
+  %n = phi i64 [ 0, %start ], [ %n.next, %pause ], [ 0, %yielded ]
+  %tries = phi i64 [ 1, %start ], [ %tries, %pause ], [ %tries.next, %yielded ]
+  %since = phi i64 [ 0, %start ], [ %since, %pause ], [ %since.next, %yielded ]
   %now = load atomic i32, ptr %signal acquire, align 4
   %same = icmp eq i32 %now, %old
-  br i1 %same, label %pause, label %awake
+  br i1 %same, label %pause, label %done
 pause:
   <PAUSE>
   %n.next = add i64 %n, 1
@@ -121,16 +122,18 @@ pause:
   br i1 %more, label %spin, label %tired
 tired:
   %again = icmp ult i64 %tries, %patience
-  br i1 %again, label %yield, label %bed
-awake:
-  ret i64 0
+  br i1 %again, label %yield, label %sleep
 yield:
+  %first = icmp eq i64 %tries, 1
+  br i1 %first, label %look, label %yielded
+look:
+  %early = call i64 @now()
+  br label %yielded
+yielded:
+  %since.next = phi i64 [ %since, %yield ], [ %early, %look ]
   <GIVE_WAY>
   %tries.next = add i64 %tries, 1
   br label %spin
-bed:
-  %evening = call i64 @now()
-  br label %sleep
 sleep:
   ; Counted before the system compares the word: who posts either is seen by that, or sees the count.
   atomicrmw add ptr %sleepers, i32 1 seq_cst
@@ -140,9 +143,14 @@ sleep:
   %sleep.same = icmp eq i32 %sleep.now, %old
   br i1 %sleep.same, label %sleep, label %done
 done:
-  %morning = call i64 @now()
-  %slept = sub i64 %morning, %evening
-  ret i64 %slept
+  %short = icmp eq i64 %since, 0
+  br i1 %short, label %at.once, label %at.last
+at.once:
+  ret i64 0
+at.last:
+  %late = call i64 @now()
+  %taken = sub i64 %late, %since
+  ret i64 %taken
 }
 
 ; Change the word of the signal, from the one thread that may, and wake who sleeps on it.
@@ -161,8 +169,8 @@ done:
   ret void
 }
 
-; Wait for all workers. Returns the status as the last one found it, so that all decide alike. Adds to `slept`.
-define internal i64 @meet(ptr %barrier, ptr %status, i64 %workers, ptr %slept) nounwind {
+; Wait for all workers. Returns the status as the last one found it, so that all decide alike. Adds to `waited`.
+define internal i64 @meet(ptr %barrier, ptr %status, i64 %workers, ptr %waited) nounwind {
   %signal = getelementptr i8, ptr %barrier, i64 64
   %verdict = getelementptr i8, ptr %barrier, i64 128
   %round = load atomic i32, ptr %signal acquire, align 4
@@ -178,10 +186,10 @@ release:
   call void @post(ptr %signal)
   ret i64 %found
 await:
-  %night = call i64 @wait(ptr %signal, i32 %round, i64 100)
-  %nights = load i64, ptr %slept, align 8
-  %nights.all = add i64 %nights, %night
-  store i64 %nights.all, ptr %slept, align 8
+  %one.wait = call i64 @wait(ptr %signal, i32 %round, i64 100)
+  %waits = load i64, ptr %waited, align 8
+  %waits.all = add i64 %waits, %one.wait
+  store i64 %waits.all, ptr %waited, align 8
   %agreed = load i64, ptr %verdict, align 8
   ret i64 %agreed
 }
@@ -211,12 +219,12 @@ none:
   ret i64 -1
 }
 
-; One worker's part of a run. The result is for how long it slept in it.
+; One worker's part of a run. The result is for how long it waited for others in it.
 define i64 @symgrad_run(ptr %context, i64 %worker, i64 %workers) nounwind {
 start:
 <ENTER>
-  %slept = alloca i64, align 8
-  store i64 0, ptr %slept, align 8
+  %waited = alloca i64, align 8
+  store i64 0, ptr %waited, align 8
   %launches.at = getelementptr i64, ptr %context, i64 1
   %count.at = getelementptr i64, ptr %context, i64 2
   %barrier.at = getelementptr i64, ptr %context, i64 3
@@ -260,7 +268,7 @@ look:
   %own = load i64, ptr %status, align 8
   br label %guard
 meet:
-  %agreed = call i64 @meet(ptr %barrier, ptr %status, i64 %workers, ptr %slept)
+  %agreed = call i64 @meet(ptr %barrier, ptr %status, i64 %workers, ptr %waited)
   br label %guard
 guard:
   %verdict = phi i64 [ %own, %look ], [ %agreed, %meet ]
@@ -335,8 +343,8 @@ next:
   br label %launch
 done:
 <LEAVE>
-  %nights = load i64, ptr %slept, align 8
-  ret i64 %nights
+  %waits = load i64, ptr %waited, align 8
+  ret i64 %waits
 }
 
 ; Put into slots where the data of objects lies: those of a call are others each time.
@@ -412,10 +420,12 @@ together:
   %round = load atomic i32, ptr %done monotonic, align 4
   call void @part(ptr %control, i64 %workers)
   call void @post(ptr %control)
-  %slept.inside = call i64 @symgrad_run(ptr %context, i64 0, i64 %workers)
-  %slept.last = call i64 @wait(ptr %done, i32 %round, i64 100)
-  %slept = add i64 %slept.inside, %slept.last
-  %late = icmp ugt i64 %slept, <LATE>
+  %waited.inside = call i64 @symgrad_run(ptr %context, i64 0, i64 %workers)
+  %waited.last = call i64 @wait(ptr %done, i32 %round, i64 100)
+  %waited = add i64 %waited.inside, %waited.last
+  %late.at = getelementptr i8, ptr %control, i64 <LATE>
+  %late.from = load i64, ptr %late.at, align 8
+  %late = icmp ugt i64 %waited, %late.from
   br i1 %late, label %complain, label %end
 complain:
   call void @gather(ptr %control, i64 %workers)

@@ -12,6 +12,7 @@ from __future__ import annotations
 # In the control block of a pool (see `driver`), offsets in bytes; the words belong to the caller who has the pool.
 PLACES = 24  # i64: 1 if workers are to keep off the processor of the caller
 TRUCE = 32  # i64: how many times they are not told to, where they are found there
+LATE = 40  # i64: a caller who waits so many nanoseconds in a run finds the processors of workers too busy for them
 RECORDS = 256  # RECORD_BYTES per worker
 # The record of a worker: ptr to the control block, i64 number, and these.
 NAME = 16  # i32: what the system calls it
@@ -21,8 +22,7 @@ ALLOWED = 64  # a mask of PROCESSORS bits: the processors it may use
 MASK = 192  # another: those it was told to use last
 RECORD_BYTES = 320
 PROCESSORS = 1024
-# A caller that sleeps so many nanoseconds in a run waits for workers on busy processors: elsewhere they are better off.
-LATE = 500_000
+LATE_NS = 500_000
 # How many times workers are left alone then.
 PATIENCE = 100
 

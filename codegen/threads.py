@@ -37,7 +37,7 @@ from codegen.driver import (
     WORKERS,
     driver_text,
 )
-from codegen.placement import PLACES, RECORD_BYTES, RECORDS, SEEN
+from codegen.placement import LATE, LATE_NS, PLACES, RECORD_BYTES, RECORDS, SEEN
 from symgrad.errors import CompileError
 
 if TYPE_CHECKING:
@@ -227,6 +227,7 @@ def _start(workers: int) -> tuple[int, list[int]]:
     _poke(control + WORKERS, workers)
     # With fewer processors than workers some must share.
     _poke(control + PLACES, int(1 < workers <= default_workers()))
+    _poke(control + LATE, LATE_NS)
     threads: list[int] = []
     if workers == 1:
         return control, threads
