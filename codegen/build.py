@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from codegen import jit
 from codegen.cache import ObjectCache
@@ -17,7 +17,9 @@ from codegen.plan import Work, check
 from codegen.prepare import prepare
 from codegen.rematerialize import within
 from codegen.target import Target
-from codegen.works import Report, works_of
+from codegen.tiling import Choice
+from codegen.tune import tune
+from codegen.works import Report, contractions_of, works_of
 from symgrad.errors import CompileError
 from symgrad.program import Program
 
@@ -37,21 +39,27 @@ def build(
     profiled: bool = False,
     symbolic: Callable[[], Program] | None = None,
     max_bytes: int | None = None,
+    tuned: bool = False,
 ) -> Executable:
     """Machine code for a static, optimized program.
 
     `report(stage, text)` receives what each stage did. Code that is in the cache is not made again; the rest is made
     by as many threads as there are workers. A profiled program runs kernel by kernel and keeps their times.
     `symbolic` gives the program again with extents that remember what they are the values of, for the formula of its
-    peak. `max_bytes` limits the arena: what does not fit is computed again. CompileError for what cannot be compiled,
-    and for a limit that cannot be kept.
+    peak. `max_bytes` limits the arena: what does not fit is computed again. `tuned` takes the schedules of contractions
+    that were measured to be fastest, now or before. CompileError for what cannot be compiled, and for a limit that
+    cannot be kept.
     """
     target = target or jit.host_target()
     clock = _Clock(report)
     program = prepare(program)
+    tuning = tune(*contractions_of(program), store, cache, target, workers) if tuned else None
+    if tuning is not None:
+        clock.lap("tune", tuning.summary())
+    chosen: Mapping[str, Choice] = tuning.chosen if tuning is not None else {}
     with jit.Batch(target, min(workers, MOST_HELPERS) if workers > 1 else 0) as batch:
         assembly = Assembly(store, target, batch, cache, report)
-        works = works_of(program, target, assembly.begin, report, verify)
+        works = works_of(program, target, assembly.begin, report, verify, chosen)
         clock.lap("lower", f"{len(works)} kernels")
         placed = _placed(program, works, target, max_bytes)
         works, memory = placed.works, placed.memory
@@ -66,8 +74,9 @@ def build(
         Launchable(work, c.address, c.scratch_bytes, barrier, c)
         for work, c, barrier in zip(works, compiled, memory.barriers, strict=True)
     )
-    sizes = functools.cache(functools.partial(_byte_counts, symbolic, target)) if symbolic is not None else None
-    return Executable(program, launches, memory, workers, profiled=profiled, sizes=sizes)
+    sizes = functools.cache(functools.partial(_byte_counts, symbolic, target, chosen)) if symbolic is not None else None
+    notes = [tuning.summary()] if tuning is not None else []
+    return Executable(program, launches, memory, workers, profiled=profiled, sizes=sizes, notes=notes)
 
 
 def _placed(program: Program, works: Sequence[Work], target: Target, limit: int | None) -> Placed:
@@ -84,9 +93,9 @@ def _placed(program: Program, works: Sequence[Work], target: Target, limit: int 
     )
 
 
-def _byte_counts(symbolic: Callable[[], Program], target: Target) -> dict[str, int]:
+def _byte_counts(symbolic: Callable[[], Program], target: Target, chosen: Mapping[str, Choice]) -> dict[str, int]:
     """The bytes of what the kernels of a program read and write."""
-    works = works_of(prepare(symbolic()), target, lambda _: None, None)
+    works = works_of(prepare(symbolic()), target, lambda _: None, None, chosen=chosen)
     return {v: b.size * b.dtype.itemsize for w in works for v, b in zip(w.values, w.kernel.params, strict=True)}
 
 

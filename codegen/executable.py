@@ -34,6 +34,16 @@ LONG_NS = 10_000
 SHARED_NS = 20_000
 
 
+def uses_workers(workers: int, ns: float) -> bool:
+    """Whether work that takes one worker so many nanoseconds is shared by several."""
+    return workers > 1 and ns > PARALLEL_NS
+
+
+def shares_rest(workers: int, ns: float) -> bool:
+    """Whether several workers share what is left of a kernel that takes one worker so many nanoseconds."""
+    return workers > 1 and ns > SHARED_NS * workers
+
+
 # Where CPython keeps the data pointer of an array: right after the object header.
 _HEADER = object.__basicsize__
 
@@ -91,7 +101,7 @@ class Context:
         args: list[Array] = []
         records: list[threads.Launch] = []
         guarded = not executable.checks
-        shares = [executable.parallel and one.work.ns > SHARED_NS * executable.workers for one in launches]
+        shares = [executable.parallel and shares_rest(executable.workers, one.work.ns) for one in launches]
         counters = threads.counter_records(sum(shares), executable.workers)
         for one, shared in zip(launches, shares, strict=True):
             places = [memory.places[v] for v in one.work.values]
@@ -138,10 +148,15 @@ class Executable:
         *,
         profiled: bool = False,
         sizes: Callable[[], Mapping[str, int]] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
-        """`sizes` gives the bytes of values as numbers that remember the symbolic extents they come from."""
+        """`sizes` gives the bytes of values as numbers that remember the symbolic extents they come from.
+
+        `notes` are further lines of the report.
+        """
         self.program = program
         self.sizes = sizes
+        self.notes = tuple(notes)
         self.launches = launches
         self.memory = memory
         self.workers = workers
@@ -154,7 +169,7 @@ class Executable:
         self.slot_of = {name: k for k, name in enumerate(dict.fromkeys(names))}
         self.bound = len(program.inputs) + len(program.outputs)
         ns = sum(one.work.ns for one in launches)
-        self.parallel = workers > 1 and ns > PARALLEL_NS
+        self.parallel = uses_workers(workers, ns)
         self.is_long = self.parallel or ns > LONG_NS
         pool = threads.shared_pool(workers) if self.parallel else None
         self._run = threads.serial_entry() if pool is None else pool.run
@@ -204,7 +219,7 @@ class Executable:
         )
         if timed is not None:
             lines.append(f"  {timed.summary(used)}")
-        return "\n".join([*lines, *(f"  {line}" for line in self._memory_lines())])
+        return "\n".join([*lines, *(f"  {line}" for line in (*self.notes, *self._memory_lines()))])
 
     def _memory_lines(self) -> list[str]:
         """What takes memory: first what is outside of the arena, then its peak."""

@@ -13,6 +13,7 @@ from codegen.emit import emit, module_text
 from codegen.loop import Kernel
 from codegen.loop_print import kernel_text
 from codegen.target import Target
+from codegen.tiling import Choice
 from codegen.writer import scratch_layout
 
 Tell = Callable[[str, str], None]
@@ -31,12 +32,14 @@ class Compiled:
 class KernelStore:
     """Compiled kernels by target and loop text, so that equal kernels are compiled once per process.
 
-    A kernel lives as long as an executable that runs it. One build at a time may use a store.
+    A kernel lives as long as an executable that runs it. `choices` are what was measured to be fastest, by the keys
+    they are kept under. One build at a time may use a store.
     """
 
     compiled: weakref.WeakValueDictionary[tuple[str, str], Compiled] = field(
         default_factory=weakref.WeakValueDictionary[tuple[str, str], "Compiled"]
     )
+    choices: dict[str, Choice] = field(default_factory=dict[str, Choice])
 
 
 class Assembly:

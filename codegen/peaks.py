@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
-from codegen import jit, threads
+from codegen import jit
 from codegen.affine import ZERO, Affine, variable
-from codegen.emit import emit, module_text
 from codegen.loop import (
     Accumulate,
     Bind,
@@ -26,7 +24,7 @@ from codegen.loop import (
     Store,
 )
 from codegen.target import Target
-from codegen.writer import scratch_layout
+from codegen.timing import Timed, assembled
 from symgrad.types import DType, float32
 
 # Chains of multiply-adds side by side: more than any machine needs to hide their latency.
@@ -98,27 +96,5 @@ def _copy(size: int, target: Target) -> Kernel:
 
 def _seconds(kernel: Kernel, arrays: list[np.ndarray], workers: int, target: Target) -> float:
     """The least time of a few runs."""
-    text = module_text([emit(kernel, "peak", target)], target)
-    library = jit.link([jit.compile_object(text, target)], ["peak"])
-    slots = np.array([a.ctypes.data for a in arrays], np.int64)
-    args = np.array([(k, 0) for k in range(len(arrays))], np.int64)
-    table = threads.launch_records([threads.Launch(library.address("peak"), UNITS, 0, args.ctypes.data)])
-    barrier, status = threads.barrier_record(), np.zeros(8, np.int64)
-    stride = scratch_layout(kernel)[1] + 64
-    scratch = np.zeros(stride * workers, np.uint8)
-    context = threads.context_record(
-        slots=slots.ctypes.data,
-        launches=table.ctypes.data,
-        count=1,
-        barrier=barrier.ctypes.data,
-        status=status.ctypes.data,
-        scratch=scratch.ctypes.data,
-        scratch_stride=stride,
-    )
-    run = threads.shared_pool(workers).run if workers > 1 else threads.run_serial
-    times: list[float] = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        run(int(context.ctypes.data))
-        times.append(time.perf_counter() - start)
-    return min(times)
+    run = Timed([kernel], assembled([kernel], target, 0), dict(zip(["p0", "p1"], arrays, strict=True)), workers)
+    return min(run.seconds() for _ in range(REPEATS))

@@ -8,9 +8,10 @@ from codegen.ahead import Ahead
 from codegen.costs import COSTS
 from codegen.group import Anchor
 from codegen.loop import Bind, Body, For, Kernel, Let, Load, Loop, Stmt, Store, loops_of
-from codegen.schedule_contract import lane_bytes, schedule_contract, shared
+from codegen.schedule_contract import schedule_contract, shared
 from codegen.steps import Distribute, Fuse, Parallel, Split, Step, Unroll, Vectorize, apply, can_fuse
 from codegen.target import Target
+from codegen.tiling import Choice, choices, lane_bytes
 from codegen.transpose import Transpose, turned_loads
 from codegen.writer import MAX_SHUFFLED
 
@@ -40,10 +41,11 @@ class Scheduled:
     steps: tuple[Step, ...]
 
 
-def schedule(kernel: Kernel, anchor: Anchor, target: Target) -> tuple[Scheduled, ...]:
+def schedule(kernel: Kernel, anchor: Anchor, target: Target, choice: Choice | None = None) -> tuple[Scheduled, ...]:
     """The scheduled kernels of one naive kernel, in the order they run.
 
     Several where a factor of a contraction is packed first: they share a parameter whose name starts with `packed`.
+    `choice` is one of the `contraction_choices` of a contraction, by default the first.
     """
     fused, kernel = _fuse_loops(kernel)
     match anchor:
@@ -52,7 +54,7 @@ def schedule(kernel: Kernel, anchor: Anchor, target: Target) -> tuple[Scheduled,
         case Anchor.ROWS:
             done = [_applied(kernel, _row_steps(kernel, target))]
         case Anchor.CONTRACT:
-            done = [Scheduled(one, steps) for one, steps in schedule_contract(kernel, target)]
+            done = [Scheduled(one, steps) for one, steps in schedule_contract(kernel, target, choice)]
         case Anchor.SCAN | Anchor.SCAN_BACK:
             done = [_applied(kernel, _scan_steps(kernel, target))]
         case Anchor.SCATTER:
@@ -60,6 +62,11 @@ def schedule(kernel: Kernel, anchor: Anchor, target: Target) -> tuple[Scheduled,
         case Anchor.SORT:
             done = [_applied(kernel, _sort_steps(kernel, target))]
     return tuple(Scheduled(with_units(one.kernel), (*fused, *one.steps)) for one in done)
+
+
+def contraction_choices(kernel: Kernel, target: Target) -> tuple[Choice, ...]:
+    """Ways to schedule a naive contraction that give the same bits, the default first; none where nothing is free."""
+    return choices(_fuse_loops(kernel)[1], target)
 
 
 def _applied(kernel: Kernel, steps: tuple[Step, ...]) -> Scheduled:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from codegen.access import NotAffineError
 from codegen.alike import Likeness, likeness
 from codegen.costs import estimated_ns, operations
 from codegen.executable import value_name
-from codegen.group import Group, group
+from codegen.group import Anchor, Group, group
 from codegen.loop import Kernel, Let, loops_of
 from codegen.loop_print import kernel_text
 from codegen.lower import lower
@@ -17,6 +18,7 @@ from codegen.plan import Work
 from codegen.schedule_cpu import schedule
 from codegen.steps import Step
 from codegen.target import Target
+from codegen.tiling import Choice
 from symgrad.errors import CompileError
 from symgrad.graph import Node
 from symgrad.opdef import Kind
@@ -45,12 +47,18 @@ class _Part(NamedTuple):
 
 
 def works_of(
-    program: Program, target: Target, begin: Callable[[Kernel], None], tell: Report | None, verify: bool = False
+    program: Program,
+    target: Target,
+    begin: Callable[[Kernel], None],
+    tell: Report | None,
+    verify: bool = False,
+    chosen: Mapping[str, Choice] = MappingProxyType({}),
 ) -> list[Work]:
     """The kernels of a prepared program in an order that respects dependence.
 
     `begin` is called with every distinct kernel as soon as it is known, `tell` with the groups and loop programs. With
-    `verify`, groups that compute alike are lowered all the same and compared.
+    `verify`, groups that compute alike are lowered all the same and compared. `chosen` has schedules of contractions
+    by the text of their naive kernels, where they are not the default.
     """
     works: list[Work] = []
     scheduled: dict[int, list[_Part]] = {}
@@ -59,7 +67,7 @@ def works_of(
             continue
         parts = scheduled.get(naive.number)
         if parts is None:
-            parts = scheduled[naive.number] = _parts(naive.kernel, one, target)
+            parts = scheduled[naive.number] = _parts(naive.kernel, one, target, chosen)
             for part in parts:
                 begin(part.kernel)
         value_of = {b.name: value_name(like.nodes[k]) for b, k in zip(naive.kernel.params, naive.places, strict=True)}
@@ -72,6 +80,17 @@ def works_of(
             own = label if part is parts[-1] else f"pack for {label}"
             works.append(Work(part.kernel, names, own, part.flops, part.ns, part.checks))
     return works
+
+
+def contractions_of(program: Program) -> tuple[list[Kernel], float]:
+    """The distinct naive kernels of contractions in a prepared program, and about how long all its kernels take.
+
+    The time is that of one worker in nanoseconds.
+    """
+    lowered = _lowered(program, verify=False)
+    ns = {naive.number: estimated_ns(naive.kernel) for _, _, naive in lowered}
+    found = {naive.number: naive.kernel for one, _, naive in lowered if one.anchor is Anchor.CONTRACT}
+    return list(found.values()), sum(ns[naive.number] for _, _, naive in lowered)
 
 
 def _lowered(program: Program, verify: bool) -> list[tuple[Group, Likeness, _Naive]]:
@@ -119,9 +138,10 @@ def _idle_checks(program: Program) -> list[Node]:
     return [found[k] for k in sorted(found)]
 
 
-def _parts(naive: Kernel, one: Group, target: Target) -> list[_Part]:
+def _parts(naive: Kernel, one: Group, target: Target, chosen: Mapping[str, Choice]) -> list[_Part]:
     """The scheduled kernels of a group; the last one computes, others pack for it."""
-    scheduled = schedule(naive, one.anchor, target)
+    choice = chosen.get(kernel_text(naive)) if chosen and one.anchor is Anchor.CONTRACT else None
+    scheduled = schedule(naive, one.anchor, target, choice)
     work = operations(naive.body), estimated_ns(naive)
     return [
         _Part(part.kernel, tuple(part.steps), *(work if part is scheduled[-1] else (0, 0.0)), _checks(part.kernel))

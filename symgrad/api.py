@@ -47,6 +47,7 @@ def compile(
     threads: int | None = None,
     without: Iterable[str] = (),
     max_bytes: int | None = None,
+    tune: bool = False,
 ) -> Function: ...
 @overload
 def compile(
@@ -61,6 +62,7 @@ def compile(
     name: str | None = None,
     without: Iterable[str] = (),
     max_bytes: int | None = None,
+    tune: bool = False,
 ) -> Function: ...
 def compile(
     inputs: Program | Sequence[Node],
@@ -74,6 +76,7 @@ def compile(
     name: str | None = None,
     without: Iterable[str] = (),
     max_bytes: int | None = None,
+    tune: bool = False,
 ) -> Function:
     """Make a function that computes the outputs from the inputs in native code.
 
@@ -89,6 +92,12 @@ def compile(
     outside of it, `Function.report` lists. Where it is too small, kernels run again in the course of a call for values
     that would otherwise be kept, as those of the forward pass for the backward pass. Every value keeps its bits, a call
     takes longer. It holds for every set of sizes on its own.
+
+    `tune` measures, when code is generated, a handful of schedules for each distinct matrix product and convolution
+    together with what is fused to it, on arrays of its own, and takes the fastest one if it is clearly faster than the
+    default. Results have the same bits. It takes about a second for each; what was found is kept with the machine code,
+    and not measured again on this machine. `Function.report` says for how many another schedule runs. Products that
+    read computed places, that are short, or that take more than 1 GiB keep the default.
 
     GraphError for nodes that cannot be inputs, outputs or updates; CompileError for a device or option that is not
     supported, and from the call that compiles for a limit that cannot be kept, with the least that can; ValueError for
@@ -115,13 +124,17 @@ def compile(
         raise CompileError(f"compile: threads must be an integer of at least 1, got {threads!r}")
     if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 0):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
         raise CompileError(f"compile: max_bytes must be an integer of at least 0, got {max_bytes!r}")
+    if not isinstance(tune, bool):  # pyright: ignore[reportUnnecessaryIsInstance] users pass anything
+        raise CompileError(f"compile: tune must be True or False, got {tune!r}")
     workers = threads if threads is not None else settings().threads or default_workers()
     check_program(program)
     left_out = tuple(without)
     choose_rules(left_out)
     if not isinstance(inputs, Program):
         program = _advanced(program, chosen)
-    options: dict[str, Any] = {"phase": chosen, "workers": workers, "without": left_out, "max_bytes": max_bytes}
+    options: dict[str, Any] = {
+        "phase": chosen, "workers": workers, "without": left_out, "max_bytes": max_bytes, "tune": tune,
+    }  # fmt: skip
     # A profiled program runs kernel by kernel.
     made = Function(program, structure, partial(make_executable, **options), None if settings().profile else attach)
     if settings().profile:
@@ -225,8 +238,11 @@ def make_executable(
     without: Iterable[str] = (),
     target: Target | None = None,
     max_bytes: int | None = None,
+    tune: bool = False,
 ) -> Executable:
     """Optimize a program for a phase and sizes, and generate code for a target, within a limit of its arena.
+
+    `tune` measures schedules, see `compile`.
 
     `rules` and `without` switch rewrites off, see `optimize`; tests compare results with and without them.
     """
@@ -258,6 +274,7 @@ def make_executable(
             profiled=asked.profile,
             symbolic=partial(_with_extents, program, phase, dict(sizes), rules, left_out) if sizes else None,
             max_bytes=max_bytes,
+            tuned=tune,
         )
     except CompileError as error:
         lines = ", ".join(dict.fromkeys(describe(n) for n in static.outputs))
