@@ -96,8 +96,10 @@ class ObjectCache:
         try:
             handle, temporary = tempfile.mkstemp(prefix="tmp-", dir=self.folder)
             with os.fdopen(handle, "wb") as file:
-                # Not forced to the disk: what a crash leaves of it has another checksum.
                 file.write(MAGIC + hashlib.sha256(code).digest() + code)
+                # On the disk before it has its name: a crash leaves no entry without its bytes.
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, self.folder / key)
         except OSError:
             if temporary:
