@@ -125,7 +125,7 @@ def _draw(rows: Sequence[tuple[str, Mapping[str, float]]], theme: Theme, path: P
             "the picture is drawn by matplotlib, which is not installed; it comes with the extra 'examples': "
             "pip install -e '.[examples]'"
         ) from None
-    style = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": PICTURE,
         "font.family": ["DejaVu Sans", "sans-serif"],
