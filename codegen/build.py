@@ -95,7 +95,7 @@ def _placed(program: Program, works: Sequence[Work], target: Target, limit: int 
 
 def _byte_counts(symbolic: Callable[[], Program], target: Target, chosen: Mapping[str, Choice]) -> dict[str, int]:
     """The bytes of what the kernels of a program read and write."""
-    works = works_of(prepare(symbolic()), target, lambda _: None, None, chosen=chosen)
+    works = works_of(prepare(symbolic()), target, lambda _: None, None, chosen=chosen, alike=False)
     return {v: b.size * b.dtype.itemsize for w in works for v, b in zip(w.values, w.kernel.params, strict=True)}
 
 

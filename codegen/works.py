@@ -53,16 +53,18 @@ def works_of(
     tell: Report | None,
     verify: bool = False,
     chosen: Mapping[str, Choice] = MappingProxyType({}),
+    alike: bool = True,
 ) -> list[Work]:
     """The kernels of a prepared program in an order that respects dependence.
 
     `begin` is called with every distinct kernel as soon as it is known, `tell` with the groups and loop programs. With
     `verify`, groups that compute alike are lowered all the same and compared. `chosen` has schedules of contractions
-    by the text of their naive kernels, where they are not the default.
+    by the text of their naive kernels, where they are not the default. Without `alike` no kernel stands for another
+    group's: equal sizes may remember different extents.
     """
     works: list[Work] = []
     scheduled: dict[int, list[_Part]] = {}
-    for one, like, naive in _lowered(program, verify):
+    for one, like, naive in _lowered(program, verify, alike):
         if all(b.size == 0 for b in naive.kernel.params if b.written):
             continue
         parts = scheduled.get(naive.number)
@@ -93,7 +95,7 @@ def contractions_of(program: Program) -> tuple[list[Kernel], float]:
     return list(found.values()), sum(ns[naive.number] for _, _, naive in lowered)
 
 
-def _lowered(program: Program, verify: bool) -> list[tuple[Group, Likeness, _Naive]]:
+def _lowered(program: Program, verify: bool, alike: bool = True) -> list[tuple[Group, Likeness, _Naive]]:
     """The groups and their naive kernels; what lowering cannot compute in place is stored and fusion starts over."""
     realized = _idle_checks(program)
     known: dict[Hashable, _Naive] = {}
@@ -101,15 +103,16 @@ def _lowered(program: Program, verify: bool) -> list[tuple[Group, Likeness, _Nai
         groups = group(program, realized)
         stored = {n.id for g in groups for n in g.outputs}
         try:
-            return [(one, like := likeness(one, stored), _naive(one, like, known, verify)) for one in groups]
+            return [(one, like := likeness(one, stored), _naive(one, like, known, verify, alike)) for one in groups]
         except NotAffineError as reason:
             if reason.node in realized:
                 raise CompileError(f"no affine index for {reason.node!r}") from None
             realized.append(reason.node)
 
 
-def _naive(one: Group, like: Likeness, known: dict[Hashable, _Naive], verify: bool) -> _Naive:
-    found = known.get(like.key)
+def _naive(one: Group, like: Likeness, known: dict[Hashable, _Naive], verify: bool, alike: bool) -> _Naive:
+    key = like.key if alike else len(known)
+    found = known.get(key)
     if found is not None and not verify:
         return found
     lowered = lower(one, like.stored)
@@ -118,7 +121,7 @@ def _naive(one: Group, like: Likeness, known: dict[Hashable, _Naive], verify: bo
     if found is not None:
         assert (made.kernel, made.places) == (found.kernel, found.places), f"{_label(one)} is not what it is like"
         return found
-    known[like.key] = made
+    known[key] = made
     return made
 
 

@@ -236,6 +236,17 @@ def test_the_formula_of_several_extents() -> None:
     assert "m*n" in formula
 
 
+def test_the_formula_names_each_of_two_extents_of_one_size() -> None:
+    g = sg.Graph()
+    x, y, w = g.input("x", ("m", 64)), g.input("y", ("n", 64)), g.param("w", np.ones((64, 64), np.float32))
+    f = sg.compile([x, y], sg.sum(sg.tanh(x @ w) @ w) + sg.sum(sg.tanh(y @ w) @ w))
+    f(np.ones((32, 64), np.float32), np.ones((32, 64), np.float32))
+    taken, formula = peak_of(f.report())
+    assert eval(formula, {"m": 32, "n": 32}) == taken
+    assert "m" in formula
+    assert "n" in formula
+
+
 def test_sizes_remember_their_extents() -> None:
     """Arithmetic with integers gives the value and the extent of the same polynomial."""
     n, m = bound(6, Dim.named("n")), bound(4, Dim.named("m"))
