@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from codegen.costs import COSTS
-from codegen.loop import Finish, For, Kernel, Let, Loop, loops_of
+from codegen.loop import For, Kernel, Let, Loop, loops_of
 from codegen.stage import (
     Contraction,
     Panel,
@@ -22,8 +22,10 @@ from codegen.tiling import (
     PARALLEL_UNITS,
     ROW_GROUP,
     Choice,
+    Frame,
     Tiling,
     choice_by_rules,
+    epilogue,
     frame_of,
     is_one_row,
     passed_arrays,
@@ -49,11 +51,11 @@ def schedule_contract(
     frame = frame_of(kernel, target)
     if frame is None:
         return [_plain(kernel)]
+    if is_one_row(frame):
+        steps = _row_steps(frame)
+        return [(apply(kernel, steps), steps)]
     shape = frame.shape
     tiling = tiling_of(frame, choice or choice_by_rules(frame))
-    if is_one_row(frame):
-        steps = _row_steps(shape, tiling)
-        return [(apply(kernel, steps), steps)]
     row_factor, column_factor = frame.row_factor, frame.column_factor
     out: list[tuple[Kernel, tuple[Step, ...]]] = []
     panel: Panel | None = None
@@ -91,6 +93,16 @@ def shared(names: Sequence[str], sizes: Sequence[int]) -> list[Step]:
     return [*(Distribute(name) for name in reversed(names[:first])), Parallel(names[first])]
 
 
+def innermost(order: Sequence[str], *names: str) -> tuple[list[Step], list[str]]:
+    """Move loops of a perfect nest, given from outside in, to its inside one after the other; the order then."""
+    steps: list[Step] = []
+    moved = list(order)
+    for name in names:
+        steps += [Distribute(name)] * (len(moved) - 1 - moved.index(name))
+        moved = [n for n in moved if n != name] + [name]
+    return steps, moved
+
+
 def _plain(kernel: Kernel) -> tuple[Kernel, tuple[Step, ...]]:
     """Nothing to tile: share the outermost loop, if there is one."""
     first = next((f.loop.name for f in loops_of(kernel.body)), None)
@@ -100,12 +112,9 @@ def _plain(kernel: Kernel) -> tuple[Kernel, tuple[Step, ...]]:
 
 def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
     rows, more, columns = tiling.rows, tiling.more, tiling.columns
-    order = [o.name for o in _outer(shape, tiling)]
     steps: list[Step] = [Split(tiling.beside.loop, tiling.beside.size)] if tiling.beside is not None else []
-    for name in (rows, *more, columns):
-        if name is not None:
-            steps += [Distribute(name)] * (len(order) - 1 - order.index(name))
-            order = [n for n in order if n != name] + [name]
+    inside = (*more, columns) if rows is None else (rows, *more, columns)
+    steps += innermost([o.name for o in _outer(shape, tiling)], *inside)[0]
     levels = 1 + len(shape.inner)
     if shape.inner:
         last = shape.inner[-1].name
@@ -143,27 +152,26 @@ def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def _row_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
+def _row_steps(frame: Frame) -> tuple[Step, ...]:
     """Read the lines of a factor in long pieces, several lines at once, into sums kept in the first cache.
 
     Register tiles would read short pieces of many lines, which memory delivers much more slowly.
     """
-    columns, last = tiling.columns, shape.inner[0].name
-    extents = {o.name: o.extent for o in shape.outer}
-    order = [o.name for o in shape.outer]
-    width = tiling.lanes * max(ROW_VECTORS, extents[columns] // (tiling.lanes * PARALLEL_UNITS))
+    outer, columns, extent = frame.shape.outer, frame.columns.name, frame.columns.extent
+    last = frame.shape.inner[0].name
+    width = frame.lanes * max(ROW_VECTORS, extent // (frame.lanes * PARALLEL_UNITS))
     width = min(width, ROW_LONGEST)
-    blocks = [(name, extents[name]) for name in order if name != columns]
-    blocks.append((f"{columns}.0", -(-extents[columns] // width)))
+    blocks = [(o.name, o.extent) for o in outer if o.name != columns]
+    blocks.append((f"{columns}.0", -(-extent // width)))
     inner = f"{columns}.1"
     return (
-        *[Distribute(columns)] * (len(order) - 1 - order.index(columns)),
+        *innermost([o.name for o in outer], columns)[0],
         Split(last, ROW_GROUP),
         Block(f"{last}.1", "total"),
         Split(columns, width),
-        Split(inner, tiling.lanes),
-        Vectorize(f"{inner}.1", tiling.lanes),
-        *[Distribute(f"{inner}.1")] * 2,
+        Split(inner, frame.lanes),
+        Vectorize(f"{inner}.1", frame.lanes),
+        *_inward(f"{inner}.1", levels=2),
         Unroll(f"{last}.1"),
         Distribute(f"{inner}.0"),
         Keep("total"),
@@ -208,8 +216,7 @@ def _spill_steps(kernel: Kernel, tiling: Tiling) -> tuple[Step, ...]:
     """Roll up an epilogue that would be long when written out for every accumulator, or that passes several arrays."""
     if tiling.rows is None:
         return ()
-    lets = [s for f in loops_of(kernel.body) if any(isinstance(s, Finish) for s in f.body) for s in f.body]
-    weight = sum(COSTS.get(s.op, 1) for s in lets if isinstance(s, Let))
+    weight = sum(COSTS.get(s.op, 1) for s in epilogue(kernel) if isinstance(s, Let))
     long = weight * tiling.row_tile * tiling.vectors > LONG_EPILOGUE
     if not long and not (tiling.is_blocked and passed_arrays(kernel, tiling.rows) > 1):
         return ()
@@ -219,7 +226,7 @@ def _spill_steps(kernel: Kernel, tiling: Tiling) -> tuple[Step, ...]:
 
 
 def _inward(*loops: str, levels: int) -> list[Step]:
-    """Each loop past every loop the summation is made of."""
+    """Each loop past so many loops inside of it."""
     return [Distribute(name) for name in loops for _ in range(levels)]
 
 

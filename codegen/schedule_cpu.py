@@ -8,7 +8,7 @@ from codegen.ahead import Ahead
 from codegen.costs import COSTS
 from codegen.group import Anchor
 from codegen.loop import Bind, Body, For, Kernel, Let, Load, Loop, Stmt, Store, loops_of
-from codegen.schedule_contract import schedule_contract, shared
+from codegen.schedule_contract import innermost, schedule_contract, shared
 from codegen.steps import Distribute, Fuse, Parallel, Split, Step, Unroll, Vectorize, apply, can_fuse
 from codegen.target import Target
 from codegen.tiling import Choice, choices, lane_bytes
@@ -139,10 +139,8 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
         lanes *= 2
     lanes = _narrowed(lanes, extents[best])
     # The vector loop goes innermost.
-    order = [f.loop.name for f in loops]
-    position = order.index(best)
-    inward = [Distribute(best)] * (len(order) - 1 - position)
-    rest = [*order[:position], *order[position + 1 :]]
+    inward, order = innermost([f.loop.name for f in loops], best)
+    rest = order[:-1]
     sizes = [*(extents[n] for n in rest), -(-extents[best] // lanes)]
     outer = shared([*rest, f"{best}.0"], sizes)
     return (*inward, Split(best, lanes), *outer, Vectorize(f"{best}.1", lanes))
@@ -166,10 +164,8 @@ def _turned_steps(loops: list[For], best: str, turned: str, lanes: int) -> tuple
     order = [f.loop.name for f in loops]
     extents = {f.loop.name: f.loop.extent for f in loops}
     steps: list[Step] = []
-    for name in (turned, best) if order[-2:] != [turned, best] else ():
-        steps += [Distribute(name)] * (len(order) - 1 - order.index(name))
-        order.remove(name)
-        order.append(name)
+    if order[-2:] != [turned, best]:
+        steps, order = innermost(order, turned, best)
     rows, columns = (_narrowed(lanes, extents[name]) for name in (turned, best))
     steps += [Split(best, columns), Split(turned, rows), Distribute(f"{turned}.1"), Vectorize(f"{best}.1", columns)]
     body = loops[-1].body

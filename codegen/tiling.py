@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from codegen.loop import Finish, Kernel, Load, Loop, Store, loops_of
+from codegen.loop import Finish, Kernel, Load, Loop, Stmt, Store, loops_of
 from codegen.stage import Contraction, contraction_of
 from codegen.target import Target
 
@@ -360,8 +360,12 @@ def _column_block(frame: Frame, vectors: int, strips: int, shares: int) -> int:
 
 def passed_arrays(kernel: Kernel, rows: str) -> int:
     """How many arrays the statements after the sums read or write in other places for every row."""
-    after = [s for f in loops_of(kernel.body) if any(isinstance(s, Finish) for s in f.body) for s in f.body]
-    return len({s.buffer for s in after if isinstance(s, Load | Store) and s.index.factor(rows)})
+    return len({s.buffer for s in epilogue(kernel) if isinstance(s, Load | Store) and s.index.factor(rows)})
+
+
+def epilogue(kernel: Kernel) -> list[Stmt]:
+    """The statements that finish sums or stand beside those that do."""
+    return [s for f in loops_of(kernel.body) if any(isinstance(s, Finish) for s in f.body) for s in f.body]
 
 
 def _has_sum(kernel: Kernel) -> bool:
