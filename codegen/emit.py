@@ -23,7 +23,7 @@ from codegen.loop import (
     Stmt,
     Store,
     Within,
-    loops_of,
+    statements_of,
 )
 from codegen.scalar import spell
 from codegen.scalar_builder import Value, llvm_type
@@ -187,7 +187,7 @@ class _Emitter(Writer):
         """A loop that runs at least once; accumulators it changes travel in phis."""
         k = self._label("l")
         outer = self.levels[-1]
-        changed = {s.buffer for s in _accumulates(stmt.body)}
+        changed = {s.buffer for s in statements_of(stmt.body) if isinstance(s, Accumulate)}
         carried = {key: acc for key, acc in self.registers.items() if key[0] in changed}
         phis: dict[tuple[str, int], tuple[str, ...]] = {}
         for key, acc in carried.items():
@@ -335,13 +335,6 @@ def _lanes_of(value: Value, lanes: int) -> Value:
     if lanes == 1:
         return value
     return Value(f"splat ({llvm_type(value.dtype, 1)} {value.text})", value.dtype, lanes)
-
-
-def _accumulates(body: Body) -> list[Accumulate]:
-    found = [s for s in body if isinstance(s, Accumulate)]
-    for stmt in loops_of(body):
-        found += [s for s in stmt.body if isinstance(s, Accumulate)]
-    return found
 
 
 def _accumulator_lanes(body: Body, lanes: dict[str, int], inside: Mapping[str, int]) -> dict[str, int]:

@@ -103,6 +103,7 @@ class Context:
         guarded = not executable.checks
         shares = [executable.parallel and shares_rest(executable.workers, one.work.ns) for one in launches]
         counters = threads.counter_records(sum(shares), executable.workers)
+        unused = iter(counters)
         for one, shared in zip(launches, shares, strict=True):
             places = [memory.places[v] for v in one.work.values]
             pairs = np.array([(slot_of[p.slot], p.offset) for p in places], np.int64)
@@ -111,7 +112,7 @@ class Context:
             if not guarded and any(memory.places[v].slot in executable.state_slots for v in one.work.writes):
                 flags |= BARRIER | GUARD
                 guarded = True
-            count = counters[sum(r.counters > 0 for r in records)].ctypes.data if shared else 0
+            count = next(unused).ctypes.data if shared else 0
             records.append(threads.Launch(one.address, one.work.kernel.units, flags, pairs.ctypes.data, count))
         table = threads.launch_records(records)
         barrier = threads.barrier_record()
@@ -225,8 +226,8 @@ class Executable:
         """What takes memory: first what is outside of the arena, then its peak."""
         states = [array.nbytes for slot, array in self.standing.items() if slot in self.state_slots]
         parts = {
-            "inputs": sum(map(_bytes, self.program.inputs)),
-            "outputs": sum(map(_bytes, self.program.outputs)),
+            "inputs": sum(map(node_bytes, self.program.inputs)),
+            "outputs": sum(map(node_bytes, self.program.outputs)),
             "states": sum(states),
             "constants": sum(array.nbytes for array in self.standing.values()) - sum(states),
             "scratch of workers": self.workers * max([one.scratch_bytes for one in self.launches], default=0),
@@ -255,7 +256,8 @@ def value_name(node: Node) -> str:
     return f"{node.op.name}:{node.name}" if node.name else f"n{node.id}"
 
 
-def _bytes(node: Node) -> int:
+def node_bytes(node: Node) -> int:
+    """The bytes of the value of a node with static extents."""
     return static_size(node.shape) * node.dtype.itemsize
 
 

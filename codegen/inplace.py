@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from codegen.affine import variable
 from codegen.costs import estimated_ns
 from codegen.group import Anchor
-from codegen.loop import Body, Buffer, For, Kernel, Load, Loop, Space, Stmt, Store, loops_of
+from codegen.loop import Body, Buffer, For, Kernel, Load, Loop, Space, Stmt, Store, statements_of
 from codegen.plan import Work
 from codegen.schedule_cpu import schedule
 from codegen.target import Target
@@ -116,8 +116,8 @@ def without_copy(work: Work, new: str, old: str) -> Work:
     if old not in buffers:
         return work
     kernel = replace(work.kernel, body=_useful(work.kernel.body, buffers[old], buffers[new]))
-    left = (s for loop in loops_of(kernel.body) for s in loop.body)
-    if kernel.body == work.kernel.body or not any(isinstance(s, Store) and s.buffer == buffers[new] for s in left):
+    left = any(isinstance(s, Store) and s.buffer == buffers[new] for s in statements_of(kernel.body))
+    if kernel.body == work.kernel.body or not left:
         return work
     return replace(work, kernel=kernel, ns=estimated_ns(kernel))
 

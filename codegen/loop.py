@@ -219,6 +219,20 @@ def loops_of(body: Body) -> Iterator[For]:
             yield from loops_of(stmt.body)
 
 
+def statements_of(body: Body) -> Iterator[Stmt]:
+    """Every statement in a body and in its loops that is no loop, in the order of the text."""
+    for stmt in body:
+        if isinstance(stmt, For):
+            yield from statements_of(stmt.body)
+        else:
+            yield stmt
+
+
+def checks_index(kernel: Kernel) -> bool:
+    """Whether a kernel evaluates an index check, and so can report a failure."""
+    return any(isinstance(s, Let) and s.op == "check_index" for s in statements_of(kernel.body))
+
+
 def defined(stmt: Stmt) -> str | None:
     """The name a statement defines."""
     return stmt.name if isinstance(stmt, Let | Index | Load | Within | Finish | Accumulate) else None

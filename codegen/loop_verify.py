@@ -27,6 +27,7 @@ from codegen.loop import (
     Store,
     Within,
     loops_of,
+    statements_of,
 )
 from codegen.loop_print import kernel_text
 from symgrad.errors import CompileError, SymgradError
@@ -68,8 +69,7 @@ def gathered_lanes(body: Body) -> dict[str, int]:
     for outer in loops_of(body):
         if outer.loop.bind is not Bind.VECTOR:
             continue
-        inside = [*outer.body, *(s for f in loops_of(outer.body) for s in f.body)]
-        for stmt in inside:
+        for stmt in statements_of(outer.body):
             if isinstance(stmt, Accumulate) and not stmt.index.factor(outer.loop.name):
                 lanes[stmt.buffer] = max(lanes.get(stmt.buffer, 1), outer.loop.lanes)
     return lanes

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from codegen.access import is_leaf
-from codegen.executable import value_name
+from codegen.executable import node_bytes, value_name
 from codegen.inplace import Overwriting, copy_kernel, without_copy
 from codegen.plan import MemoryPlan, Place, Work, plan
 from codegen.precedence import Precedence, order
@@ -14,7 +14,6 @@ from codegen.target import Target
 from symgrad.errors import CompileError
 from symgrad.graph import STATEFUL, Node
 from symgrad.program import Program
-from symgrad.types import size_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +40,22 @@ def place(program: Program, works: Sequence[Work], target: Target) -> Placed:
     standing: list[str] = []
     for node in (*program.inputs, *program.states, *(n for n in program.nodes if n.op.name == "const" and n.ndim)):
         name = value_name(node)
-        fixed[name] = Place(value_name(node), 0, _bytes(node))
+        fixed[name] = Place(value_name(node), 0, node_bytes(node))
         standing.append(name)
     copies: list[Work] = []
     for position, node in enumerate(program.outputs):
         name, slot = value_name(node), f"output:{position}"
-        if _bytes(node) == 0:
+        if node_bytes(node) == 0:
             continue
         if is_leaf(node) or name in fixed:
-            fixed[slot] = Place(slot, 0, _bytes(node))
+            fixed[slot] = Place(slot, 0, node_bytes(node))
             copies.append(_copy(node, name, slot, target))
         else:
-            fixed[name] = Place(slot, 0, _bytes(node))
+            fixed[name] = Place(slot, 0, node_bytes(node))
     homes: dict[str, str] = {}
     works, precedence, overwriting = list(works), Precedence(works), Overwriting()
     for state, new in program.updates:
-        if new is not state and _bytes(state):
+        if new is not state and node_bytes(state):
             copies += _place_update(works, precedence, overwriting, state, new, fixed, homes, target)
     ordered = order([*works, *copies], homes)
     if ordered is None:
@@ -76,7 +75,7 @@ def _place_update(
 ) -> list[Work]:
     """Let a new value be written over the old one, or return copies to it after every reader of the old one."""
     name, old = value_name(new), value_name(state)
-    home = Place(value_name(state), 0, _bytes(state))
+    home = Place(value_name(state), 0, node_bytes(state))
     if not is_leaf(new) and name not in fixed:
         writer = works[k := precedence.writer[name]]
         # What can report a failure must not have overwritten anything by then.
@@ -96,12 +95,8 @@ def _place_update(
 
 
 def _copy(node: Node, source: str, destination: str, target: Target) -> Work:
-    size = _bytes(node) // node.dtype.itemsize
+    size = node_bytes(node) // node.dtype.itemsize
     return Work(copy_kernel(node.dtype, size, target), (source, destination), f"copy {source} to {destination}")
-
-
-def _bytes(node: Node) -> int:
-    return int(size_of(node.shape)) * node.dtype.itemsize  # pyright: ignore[reportArgumentType] static here
 
 
 def _least(works: Sequence[Work], fixed: Mapping[str, Place], overwriting: Overwriting) -> MemoryPlan:

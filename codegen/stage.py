@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from codegen.affine import ZERO, Affine, tile_quotient, tile_remainder
@@ -19,6 +19,7 @@ from codegen.loop import (
     Stmt,
     Store,
     defined,
+    statements_of,
     used,
 )
 from codegen.steps import Distribute, Split, Step, Unroll, Vectorize, apply, split_body
@@ -134,7 +135,7 @@ def stage(kernel: Kernel, shape: Contraction, factor: str, loop: str, tile: int,
     packed = Buffer(name, dtype, size, Space.GLOBAL)
     pack = Kernel((*(b for b in kernel.params if b.name in read), replace(packed, written=True)), (), body)
     rest = _replace_factor(kernel, factor, Load(factor, name, index, dtype))
-    names = _buffers_in(rest.body)
+    names = _buffers(statements_of(rest.body))
     params = (*(b for b in kernel.params if b.name in names or b.name not in read), packed)
     return Staged(pack, replace(rest, params=params))
 
@@ -168,7 +169,7 @@ def stage_panel(
     index = (in_block * depth + _linear([(_at(one), one.extent) for one in inner])) * tile
     index = index + tile_remainder(columns, tile)
     rest = _replace_factor(kernel, factor, Load(factor, name, index, dtype))
-    names = _buffers_in(rest.body)
+    names = _buffers(statements_of(rest.body))
     read = _buffers(chain)
     params = tuple(b for b in kernel.params if b.name in names or b.name in read)
     rest = replace(rest, params=params, locals=(*rest.locals, Buffer(name, dtype, block * depth, Space.SCRATCH)))
@@ -254,16 +255,8 @@ def _linear(parts: Sequence[tuple[Affine, int]]) -> Affine:
     return total
 
 
-def _buffers(stmts: Sequence[Stmt]) -> set[str]:
+def _buffers(stmts: Iterable[Stmt]) -> set[str]:
     return {s.buffer for s in stmts if isinstance(s, Load | Store)}
-
-
-def _buffers_in(body: Body) -> set[str]:
-    found = _buffers(body)
-    for stmt in body:
-        if isinstance(stmt, For):
-            found |= _buffers_in(stmt.body)
-    return found
 
 
 def _replace_factor(kernel: Kernel, factor: str, load: Load) -> Kernel:
@@ -284,19 +277,11 @@ def _swap(body: Body, factor: str, load: Load) -> Body:
 def _without_dead(body: Body) -> Body:
     """The body without definitions nobody uses."""
     while True:
-        wanted = set(_uses(body))
+        wanted = {name for stmt in statements_of(body) for name in used(stmt)}
         smaller = _keep(body, wanted)
         if smaller == body:
             return body
         body = smaller
-
-
-def _uses(body: Body) -> Iterator[str]:
-    for stmt in body:
-        if isinstance(stmt, For):
-            yield from _uses(stmt.body)
-        else:
-            yield from used(stmt)
 
 
 def _keep(body: Body, wanted: set[str]) -> Body:

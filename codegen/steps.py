@@ -29,6 +29,7 @@ from codegen.loop import (
     indices_of,
     loops_of,
     map_indices,
+    statements_of,
     used,
 )
 from codegen.transpose import Transpose, apply_transpose
@@ -471,11 +472,7 @@ def _having_axis(body: Body, name: str) -> set[str]:
 
 
 def _accumulating(body: Body) -> Iterable[Init | Accumulate | Finish]:
-    for stmt in body:
-        if isinstance(stmt, For):
-            yield from _accumulating(stmt.body)
-        elif isinstance(stmt, Init | Accumulate | Finish):
-            yield stmt
+    return (s for s in statements_of(body) if isinstance(s, Init | Accumulate | Finish))
 
 
 def _shift_accumulators(stmt: Stmt, own: set[str], sizes: dict[str, int], name: str) -> Stmt:
@@ -519,18 +516,10 @@ def _is_pure(stmt: Stmt) -> bool:
 def _with_needed(body: Body, pure: dict[str, Stmt]) -> Body:
     """The body with the definitions it needs from before, in order."""
     needed: set[str] = set()
-    stack = list(_used_inside(body))
+    stack = [name for stmt in statements_of(body) for name in used(stmt)]
     while stack:
         name = stack.pop()
         if name in pure and name not in needed:
             needed.add(name)
             stack.extend(used(pure[name]))
     return tuple(stmt for name, stmt in pure.items() if name in needed) + body
-
-
-def _used_inside(body: Body) -> Iterable[str]:
-    for stmt in body:
-        if isinstance(stmt, For):
-            yield from _used_inside(stmt.body)
-        else:
-            yield from used(stmt)

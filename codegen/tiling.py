@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from codegen.loop import Finish, Kernel, Load, Loop, Stmt, Store, loops_of
+from codegen.loop import Finish, Kernel, Load, Loop, Stmt, Store, loops_of, statements_of
 from codegen.stage import Contraction, contraction_of
 from codegen.target import Target
 
@@ -145,7 +145,7 @@ def frame_of(kernel: Kernel, target: Target) -> Frame | None:
         f: [o for o in shape.outer if o.extent > 1 and o.name in depends[f] - depends[g]]
         for f, g in ((left, right), (right, left))
     }
-    stores = [s for f in loops_of(kernel.body) for s in f.body if isinstance(s, Store)]
+    stores = [s for s in statements_of(kernel.body) if isinstance(s, Store)]
     lanes = target.lanes(lane_bytes(kernel))
     best: tuple[bool, int, int, str, str] | None = None
     for factor in (left, right):

@@ -13,7 +13,7 @@ from codegen.cache import ObjectCache, object_key
 from codegen.costs import estimated_ns
 from codegen.executable import shares_rest, uses_workers
 from codegen.group import Anchor
-from codegen.loop import Body, For, Kernel, Let, indices_of, loops_of
+from codegen.loop import Kernel, checks_index, indices_of, loops_of
 from codegen.loop_print import kernel_text
 from codegen.machine_code import KernelStore
 from codegen.schedule_cpu import contraction_choices, schedule
@@ -91,13 +91,10 @@ def _can_be_measured(kernel: Kernel) -> bool:
     """Whether a kernel is worth it, fits, and runs well on arrays of any content: its indices follow from its loops."""
     if estimated_ns(kernel) < WORTH_NS or sum(b.size * b.dtype.itemsize for b in kernel.params) > MOST_BYTES:
         return False
-    loops = list(loops_of(kernel.body))
-    bodies: list[Body] = [kernel.body, *(one.body for one in loops)]
-    if any(isinstance(s, Let) and s.op == "check_index" for body in bodies for s in body):
+    if checks_index(kernel):
         return False
-    names = {one.loop.name for one in loops}
-    plain = (s for body in bodies for s in body if not isinstance(s, For))
-    return all(name in names for s in plain for index in indices_of((s,)) for name, _ in index.terms)
+    names = {one.loop.name for one in loops_of(kernel.body)}
+    return all(name in names for index in indices_of(kernel.body) for name, _ in index.terms)
 
 
 def _known(key: str, choices: Sequence[Choice], store: KernelStore, cache: ObjectCache | None) -> Choice | None:

@@ -11,7 +11,7 @@ from codegen.alike import Likeness, likeness
 from codegen.costs import estimated_ns, operations
 from codegen.executable import value_name
 from codegen.group import Anchor, Group, group
-from codegen.loop import Kernel, Let, loops_of
+from codegen.loop import Kernel, checks_index
 from codegen.loop_print import kernel_text
 from codegen.lower import lower
 from codegen.plan import Work
@@ -147,15 +147,9 @@ def _parts(naive: Kernel, one: Group, target: Target, chosen: Mapping[str, Choic
     scheduled = schedule(naive, one.anchor, target, choice)
     work = operations(naive.body), estimated_ns(naive)
     return [
-        _Part(part.kernel, tuple(part.steps), *(work if part is scheduled[-1] else (0, 0.0)), _checks(part.kernel))
+        _Part(part.kernel, tuple(part.steps), *(work if part is scheduled[-1] else (0, 0.0)), checks_index(part.kernel))
         for part in scheduled
     ]
-
-
-def _checks(kernel: Kernel) -> bool:
-    """Whether a kernel evaluates an index check."""
-    bodies = [kernel.body, *(loop.body for loop in loops_of(kernel.body))]
-    return any(isinstance(s, Let) and s.op == "check_index" for body in bodies for s in body)
 
 
 def _group_text(one: Group, steps: Sequence[Step]) -> str:
