@@ -28,9 +28,7 @@ class Unfinished:
 
 def not_a_node(name: str, value: object) -> TypeError:
     """The error for a value where a function of this name expects a node."""
-    place = user_loc(2)
-    where = f" (at {place})" if place is not None else ""
-    return TypeError(f"{name}: expected a node, got {_described(value)}{where}; {_advice(value)}")
+    return _error(name, "a node", value, _advice(value))
 
 
 def one_or_more(values: object) -> list[object]:
@@ -76,14 +74,14 @@ def checked(function: Function) -> Function:
 
 
 def _not_a_graph(name: str, value: object) -> TypeError:
+    return _error(name, "a graph", value, "pass node.graph" if isinstance(value, Node) else "make one with sg.Graph()")
+
+
+def _error(name: str, expected: str, value: object, advice: str) -> TypeError:
     place = user_loc(2)
     where = f" (at {place})" if place is not None else ""
-    advice = "pass node.graph" if isinstance(value, Node) else "make one with sg.Graph()"
-    return TypeError(f"{name}: expected a graph, got {_described(value)}{where}; {advice}")
-
-
-def _described(value: object) -> str:
-    return "None" if value is None else type(value).__name__
+    got = "None" if value is None else type(value).__name__
+    return TypeError(f"{name}: expected {expected}, got {got}{where}; {advice}")
 
 
 def _advice(value: object) -> str:
