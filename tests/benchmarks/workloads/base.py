@@ -45,6 +45,19 @@ class Workload:
         return self.inputs(np.random.default_rng(SEED))
 
 
+def torch_training_step(optimizer: Any, loss_of: Callable[[], Any]) -> Step:
+    """A step of PyTorch without compilation that minimizes a loss and returns it."""
+
+    def step() -> tuple[Any, ...]:
+        optimizer.zero_grad()
+        loss = loss_of()
+        loss.backward()
+        optimizer.step()
+        return (loss.detach(),)
+
+    return step
+
+
 def builds_in(module: Mapping[str, Any], **parameters: Any) -> dict[str, Build]:
     """The functions `build_SYSTEM` of a module by system, with these parameters set.
 

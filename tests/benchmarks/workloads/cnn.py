@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload, builds_in
+from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload, builds_in, torch_training_step
 
 BATCH, SIDE, CLASSES = 64, 28, 10
 CHANNELS = (1, 32, 64)
@@ -191,15 +191,7 @@ def build_torch(inputs: Inputs, threads: int) -> Step:
     params = [torch.from_numpy(value.copy()).requires_grad_() for value in _initial(inputs).values()]
     optimizer = torch.optim.SGD(params, lr=LEARNING_RATE, momentum=BETA, fused=True)
     x, t = torch.from_numpy(inputs["x"]), torch.from_numpy(inputs["t"].astype(np.int64))
-
-    def step() -> tuple[Any, ...]:
-        optimizer.zero_grad()
-        loss = _torch_loss(params, x, t)
-        loss.backward()
-        optimizer.step()
-        return (loss.detach(),)
-
-    return step
+    return torch_training_step(optimizer, lambda: _torch_loss(params, x, t))
 
 
 def build_torch_compile(inputs: Inputs, threads: int) -> Step:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload, builds_in
+from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload, builds_in, torch_training_step
 
 BATCH, LENGTH, VOCABULARY = 16, 64, 65
 LAYERS, WIDTH, HEADS = 4, 128, 4
@@ -262,15 +262,7 @@ def build_torch(inputs: Inputs, threads: int) -> Step:
     betas = (BETA1, BETA2)
     optimizer = torch.optim.Adam(params.values(), lr=LEARNING_RATE, betas=betas, eps=EPSILON, fused=True)
     x, t = (torch.from_numpy(inputs[name].astype(np.int64)) for name in ("x", "t"))
-
-    def step() -> tuple[Any, ...]:
-        optimizer.zero_grad()
-        loss = _torch_loss(params, x, t)
-        loss.backward()
-        optimizer.step()
-        return (loss.detach(),)
-
-    return step
+    return torch_training_step(optimizer, lambda: _torch_loss(params, x, t))
 
 
 def build_torch_compile(inputs: Inputs, threads: int) -> Step:

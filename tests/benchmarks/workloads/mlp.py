@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload
+from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload, torch_training_step
 
 LEARNING_RATE = 0.1
 BETA = 0.9
@@ -176,14 +176,10 @@ def train_torch(inputs: Inputs, threads: int, *, network: Network) -> Step:
     x, t = torch.from_numpy(inputs["x"]), torch.from_numpy(inputs["t"].astype(np.int64))
     activation = torch.relu if network.activation == "relu" else torch.tanh
 
-    def step() -> tuple[Any, ...]:
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(_logits(activation, x, params, _addmm), t)
-        loss.backward()
-        optimizer.step()
-        return (loss.detach(),)
+    def loss_of() -> Any:
+        return torch.nn.functional.cross_entropy(_logits(activation, x, params, _addmm), t)
 
-    return step
+    return torch_training_step(optimizer, loss_of)
 
 
 def train_torch_compile(inputs: Inputs, threads: int, *, network: Network) -> Step:
