@@ -87,9 +87,7 @@ class Context:
         launches = executable.launches
         slot_of = executable.slot_of
         memory = executable.memory
-        arena = _aligned_bytes(memory.bytes)
-        scratch_stride = max([one.scratch_bytes for one in launches], default=0) + 64
-        scratch = _aligned_bytes(scratch_stride * executable.workers)
+        arena = aligned_copy(np.zeros(max(memory.bytes, 64), np.uint8))
         slots = np.zeros(len(slot_of) + 1, np.int64)
         slots[0] = arena.ctypes.data
         for slot, array in executable.standing.items():
@@ -114,22 +112,16 @@ class Context:
                 guarded = True
             count = next(unused).ctypes.data if shared else 0
             records.append(threads.Launch(one.address, one.work.kernel.units, flags, pairs.ctypes.data, count))
-        table = threads.launch_records(records)
-        barrier = threads.barrier_record()
-        status = np.zeros(8, np.int64)
-        record = threads.context_record(
-            slots=slots.ctypes.data,
-            launches=table.ctypes.data,
-            count=len(records),
-            barrier=barrier.ctypes.data,
-            status=status.ctypes.data,
-            scratch=scratch.ctypes.data,
-            scratch_stride=scratch_stride,
-            objects=(executable.bound, given.ctypes.data, bound.ctypes.data, _HEADER) if _OBJECTS else (0, 0, 0, 0),
+        made = threads.prepared(
+            slots,
+            records,
+            max([one.scratch_bytes for one in launches], default=0),
+            executable.workers,
+            (executable.bound, given.ctypes.data, bound.ctypes.data, _HEADER) if _OBJECTS else (0, 0, 0, 0),
         )
-        self.address = int(record.ctypes.data)
-        self.record, self._table = record, table
-        self._keep = (arena, scratch, args, barrier, status, slots, given, counters)
+        self.address = int(made.context.ctypes.data)
+        self.record, self._table = made.context, made.table
+        self._keep = (arena, args, given, counters, made)
 
     def choose(self, first: int, count: int) -> None:
         """Let the next run be of `count` launches from a first one on."""
@@ -268,7 +260,3 @@ def _standing(program: Program) -> dict[str, Array]:
         if node.op.name == "const" and node.ndim:
             arrays[value_name(node)] = aligned_copy(node.attrs[0].array)
     return arrays
-
-
-def _aligned_bytes(count: int) -> Array:
-    return aligned_copy(np.zeros(max(count, 64), np.uint8))

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 
 from codegen import jit
-from codegen.affine import ZERO, Affine, variable
+from codegen.affine import variable
 from codegen.loop import (
     Accumulate,
     Bind,
@@ -25,7 +25,7 @@ from codegen.loop import (
 )
 from codegen.target import Target
 from codegen.timing import Timed, assembled
-from symgrad.types import DType, float32
+from symgrad.types import float32
 
 # Chains of multiply-adds side by side: more than any machine needs to hide their latency.
 CHAINS = 12
@@ -49,17 +49,17 @@ def machine_peaks(workers: int) -> Peaks:
     target = jit.host_target()
     values = np.ones(target.lanes(4) * CHAINS, np.float32)
     results = np.zeros(UNITS * CHAINS * target.lanes(4), np.float32)
-    multiply = _seconds(_multiply_adds(float32, target), [values, results], workers, target)
+    multiply = _seconds(_multiply_adds(target), [values, results], workers, target)
     source = np.ones(COPIED_BYTES // 4, np.float32)
     copied = np.zeros_like(source)
     copy = _seconds(_copy(source.size, target), [source, copied], workers, target)
     return Peaks(2.0 * UNITS * DEPTH * CHAINS * target.lanes(4) / multiply, 2.0 * COPIED_BYTES / copy)
 
 
-def _multiply_adds(dtype: DType, target: Target) -> Kernel:
-    lanes = target.lanes(dtype.itemsize)
+def _multiply_adds(target: Target) -> Kernel:
+    lanes = target.lanes(4)
     chain, lane, unit = variable("c"), variable("l"), variable("u")
-    sums = Buffer("a", dtype, CHAINS * lanes, Space.REG)
+    sums = Buffer("a", float32, CHAINS * lanes, Space.REG)
     place = chain * lanes + lane
 
     def each(body: Body) -> For:
@@ -67,19 +67,19 @@ def _multiply_adds(dtype: DType, target: Target) -> Kernel:
         return For(Loop("c", CHAINS, 0, Bind.UNROLL), (vector,))
 
     step: Body = (
-        Load("x", "p0", lane, dtype),
-        Load("y", "p0", chain, dtype),
+        Load("x", "p0", lane, float32),
+        Load("y", "p0", chain, float32),
         Accumulate("a", place, "fma", ("x", "y")),
     )
-    last: Body = (Finish("z", "a", place, "fma", dtype), Store("p1", unit * (CHAINS * lanes) + place, "z"))
+    last: Body = (Finish("z", "a", place, "fma", float32), Store("p1", unit * (CHAINS * lanes) + place, "z"))
     body: Body = (
         each((Init("a", place, "fma"),)),
         For(Loop("k", DEPTH), (each(step),)),
         each(last),
     )
     params = (
-        Buffer("p0", dtype, CHAINS * lanes, Space.GLOBAL),
-        Buffer("p1", dtype, UNITS * CHAINS * lanes, Space.GLOBAL, written=True),
+        Buffer("p0", float32, CHAINS * lanes, Space.GLOBAL),
+        Buffer("p1", float32, UNITS * CHAINS * lanes, Space.GLOBAL, written=True),
     )
     return Kernel(params, (sums,), (For(Loop("u", UNITS, 0, Bind.PARALLEL), body),))
 
@@ -87,7 +87,7 @@ def _multiply_adds(dtype: DType, target: Target) -> Kernel:
 def _copy(size: int, target: Target) -> Kernel:
     lanes = target.lanes(4)
     part = size // UNITS // lanes
-    at: Affine = ZERO + variable("u") * (part * lanes) + variable("b") * lanes + variable("l")
+    at = variable("u") * (part * lanes) + variable("b") * lanes + variable("l")
     body: Body = (Load("x", "p0", at, float32), Store("p1", at, "x"))
     body = (For(Loop("b", part), (For(Loop("l", lanes, 0, Bind.VECTOR, lanes), body),)),)
     params = (Buffer("p0", float32, size, Space.GLOBAL), Buffer("p1", float32, size, Space.GLOBAL, written=True))

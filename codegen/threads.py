@@ -39,6 +39,7 @@ from codegen.driver import (
 )
 from codegen.placement import LATE, LATE_NS, PLACES, RECORD_BYTES, RECORDS, SEEN
 from symgrad.errors import CompileError
+from symgrad.storage import aligned_copy
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -89,6 +90,39 @@ def context_record(
     one run at a time.
     """
     return np.array([slots, launches, count, barrier, status, scratch, scratch_stride, *objects, 0], np.int64)
+
+
+class Prepared(NamedTuple):
+    """What a run of launches reads: the context, the table of launches, and the memory both say where to find."""
+
+    context: Words
+    table: Words
+    memory: object
+
+
+def prepared(
+    slots: Words,
+    launches: Sequence[Launch],
+    scratch_bytes: int,
+    workers: int,
+    objects: tuple[int, int, int, int] = (0, 0, 0, 0),
+) -> Prepared:
+    """A context for launches that take so many bytes of scratch memory each, with all it needs besides their memory."""
+    table = launch_records(launches)
+    barrier, status = barrier_record(), np.zeros(8, np.int64)
+    stride = scratch_bytes + 64
+    scratch = aligned_copy(np.zeros(stride * workers, np.uint8))
+    context = context_record(
+        slots=slots.ctypes.data,
+        launches=table.ctypes.data,
+        count=len(launches),
+        barrier=barrier.ctypes.data,
+        status=status.ctypes.data,
+        scratch=scratch.ctypes.data,
+        scratch_stride=stride,
+        objects=objects,
+    )
+    return Prepared(context, table, (slots, table, barrier, status, scratch))
 
 
 def barrier_record() -> Words:

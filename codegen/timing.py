@@ -12,7 +12,6 @@ from codegen.driver import BARRIER
 from codegen.loop import Kernel
 from codegen.machine_code import Assembly, Compiled, KernelStore
 from codegen.target import Target
-from symgrad.storage import aligned_copy
 
 
 def assembled(kernels: Sequence[Kernel], target: Target, helpers: int) -> list[Compiled]:
@@ -46,24 +45,12 @@ class Timed:
         ]
         if shared:
             launches[-1] = launches[-1]._replace(counters=counters.ctypes.data)
-        table = threads.launch_records(launches)
-        barrier, status = threads.barrier_record(), np.zeros(8, np.int64)
-        stride = max(c.scratch_bytes for c in code) + 64
-        scratch = aligned_copy(np.zeros(stride * workers, np.uint8))
-        self._context = threads.context_record(
-            slots=slots.ctypes.data,
-            launches=table.ctypes.data,
-            count=len(kernels),
-            barrier=barrier.ctypes.data,
-            status=status.ctypes.data,
-            scratch=scratch.ctypes.data,
-            scratch_stride=stride,
-        )
+        self._prepared = threads.prepared(slots, launches, max(c.scratch_bytes for c in code), workers)
         self._run = threads.shared_pool(workers).run if workers > 1 else threads.run_serial
-        self._keep = (arrays, code, slots, pairs, counters, table, barrier, status, scratch)
+        self._keep = (arrays, code, pairs, counters)
 
     def seconds(self) -> float:
         """The time of one run."""
         start = time.perf_counter()
-        self._run(int(self._context.ctypes.data))
+        self._run(int(self._prepared.context.ctypes.data))
         return time.perf_counter() - start
