@@ -68,6 +68,7 @@ class _Emitter(Writer):
         self.registers: dict[tuple[str, int], Accumulator] = {}
         self.acc_lanes = _accumulator_lanes(kernel.body, {}, {})
         self.labels = 0
+        self.finished = 0  # registers of the sums that ended since a loop began
 
     # Function and loops
 
@@ -187,6 +188,11 @@ class _Emitter(Writer):
         """A loop that runs at least once; accumulators it changes travel in phis."""
         k = self._label("l")
         outer = self.levels[-1]
+        if 4 * self.finished > self.target.registers and not self.registers:
+            # LLVM brings the constants of this loop to before all loops around it, and keeps them in registers while
+            # sums run that need all of these: every product would go through memory.
+            outer.lines.append(_released(self.target))
+        self.finished = 0
         changed = {s.buffer for s in statements_of(stmt.body) if isinstance(s, Accumulate)}
         carried = {key: acc for key, acc in self.registers.items() if key[0] in changed}
         phis: dict[tuple[str, int], tuple[str, ...]] = {}
@@ -305,6 +311,7 @@ class _Emitter(Writer):
     def _finish(self, stmt: Finish) -> None:
         key = self._register(stmt.buffer, stmt.index)
         acc = self.registers.pop(key)
+        self.finished += len(acc)
         if self.vector is None:
             while acc[0].lanes > 1:
                 acc = self._halve(stmt.combine, acc)
@@ -328,6 +335,13 @@ class _Emitter(Writer):
             out = combined(b, combine, low, high)
         b.lanes = outer
         return out
+
+
+def _released(target: Target) -> str:
+    """A line after which no vector register holds what it held before."""
+    machine = target.triple.partition("-")[0]
+    prefix = {16: "xmm", 32: "ymm", 64: "zmm"}[target.vector_bytes] if machine == "x86_64" else "v"
+    return f'call void asm sideeffect "", "{",".join(f"~{{{prefix}{k}}}" for k in range(target.registers))}"()'
 
 
 def _lanes_of(value: Value, lanes: int) -> Value:

@@ -169,6 +169,21 @@ def basic_blocks(assembly: str) -> list[list[str]]:
     return blocks
 
 
+def sums_of(program: Program, target: Target) -> tuple[list[str], list[str]]:
+    """The block with most products that are added to sums, and those of its instructions that use the stack."""
+    found: list[str] = []
+    build(
+        program,
+        KernelStore(),
+        target=target,
+        report=lambda stage, text: found.append(text) if stage == "llvm" else None,
+    )
+    assembly = "\n".join(jit.assembly(text, target) for text in found)
+    loop = max(basic_blocks(assembly), key=lambda block: sum("vfmadd231" in line for line in block))
+    framed = re.search(r"movq\s+%rsp, %rbp", assembly) is not None
+    return loop, [line for line in loop if "(%rsp" in line or (framed and "(%rbp" in line)]
+
+
 @pytest.mark.parametrize("dtype", [float32, float64], ids=str)
 @pytest.mark.parametrize("width", [64, 32])
 def test_matrix_product_keeps_its_tile_in_registers(width: int, dtype: DType) -> None:
@@ -179,21 +194,27 @@ def test_matrix_product_keeps_its_tile_in_registers(width: int, dtype: DType) ->
     graph = sg.Graph()
     a, b = graph.input("a", (512, 512), dtype), graph.input("b", (512, 512), dtype)
     program = optimize(Program(graph, (a, b), (a @ b,)), "infer", {})
-    found: list[str] = []
-    build(
-        program,
-        KernelStore(),
-        target=target,
-        report=lambda stage, text: found.append(text) if stage == "llvm" else None,
-    )
     kernels = [part.kernel for low in kernels_of(program, target) for part in low.scheduled]
-    assembly = "\n".join(jit.assembly(text, target) for text in found)
-    loop = max(basic_blocks(assembly), key=lambda block: sum("vfmadd" in line for line in block))
-    framed = re.search(r"movq\s+%rsp, %rbp", assembly) is not None
-    stack = [line for line in loop if "(%rsp" in line or (framed and "(%rbp" in line)]
+    loop, stack = sums_of(program, target)
     assert not stack
     assert sum("vfmadd" in line for line in loop) == innermost_size(kernels) >= target.registers // 2 - 4
     assert loop[-1].startswith("j")
     register = "%zmm" if width == 64 else "%ymm"
     assert all(register in line for line in loop if "vfmadd" in line)
     assert not [line for line in loop if line.startswith("call")]
+
+
+@pytest.mark.parametrize("width", [64, 32])
+def test_constants_of_an_epilogue_take_no_registers_of_sums(width: int) -> None:
+    target = jit.host_target()
+    if not target.triple.startswith("x86_64") or target.vector_bytes < width:
+        pytest.skip("for x86 with vectors this wide")
+    target = jit.host_target(width)
+    graph = sg.Graph()
+    a, b = graph.input("a", (64, 64)), graph.input("b", (64, 64))
+    program = optimize(Program(graph, (a, b), (sg.nn.gelu(a @ b),)), "infer", {})
+    (kernel,) = [part.kernel for low in kernels_of(program, target) for part in low.scheduled]
+    assert [b for b in kernel.locals if b.name == "tile"], "the epilogue is not in loops"
+    loop, stack = sums_of(program, target)
+    assert sum("vfmadd" in line for line in loop) == innermost_size([kernel])
+    assert not stack
