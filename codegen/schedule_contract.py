@@ -31,6 +31,7 @@ from codegen.tiling import (
     passed_arrays,
     tiling_of,
 )
+from codegen.turn import Turn
 
 # Instructions of an epilogue, written out for every accumulator, from which it is kept in loops.
 LONG_EPILOGUE = 300
@@ -144,6 +145,7 @@ def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
         steps += _inward(*written_out, levels=levels)
         # Columns outside rows: the panel of columns stays in the cache while the rows pass by.
         steps.append(Distribute(f"{rows}.0"))
+    steps += [Distribute(name) for name in reversed(_passing(shape, tiling))]
     blocks = _blocks(shape, tiling)
     steps += shared([name for name, _ in blocks], [size for _, size in blocks])
     extents = {o.name: o.extent for o in shape.outer}
@@ -194,12 +196,22 @@ def _outer(shape: Contraction, tiling: Tiling) -> list[Loop]:
 def _blocks(shape: Contraction, tiling: Tiling) -> list[tuple[str, int]]:
     """The loops around a register tile from outside in, and their extents, before one of them is made parallel."""
     extents = {o.name: o.extent for o in shape.outer}
-    rows, columns = tiling.rows, tiling.columns
-    blocks = [(o.name, o.extent) for o in _outer(shape, tiling) if o.name not in (rows, *tiling.more, columns)]
+    rows, columns, passing = tiling.rows, tiling.columns, _passing(shape, tiling)
+    around = (rows, *tiling.more, columns, *passing)
+    blocks = [(o.name, o.extent) for o in _outer(shape, tiling) if o.name not in around]
     blocks.append((f"{columns}.0", -(-extents[columns] // tiling.column_block)))
+    blocks += [(name, extents[name]) for name in passing]
     if rows is not None:
         blocks.append((f"{rows}.0", -(-extents[rows] // tiling.row_tile)))
     return blocks
+
+
+def _passing(shape: Contraction, tiling: Tiling) -> list[str]:
+    """The loops around the rows of a turned tile, which pass packed columns as the rows do."""
+    if not tiling.turned:
+        return []
+    mine = shape.loops_of(shape.factors[0]) ^ shape.loops_of(shape.factors[1])
+    return [o.name for o in shape.outer if o.name in mine and o.name not in (tiling.rows, tiling.columns)]
 
 
 def _is_filled_once(shape: Contraction, tiling: Tiling, factor: str) -> bool:
@@ -216,11 +228,13 @@ def _spill_steps(kernel: Kernel, tiling: Tiling) -> tuple[Step, ...]:
     """Roll up an epilogue that would be long when written out for every accumulator, or that passes several arrays."""
     if tiling.rows is None:
         return ()
+    inner = tiling.tile_columns
+    if tiling.turned:
+        return (Turn(f"{tiling.rows}.1", f"{inner}.0", f"{inner}.1", "tile"),)
     weight = sum(COSTS.get(s.op, 1) for s in epilogue(kernel) if isinstance(s, Let))
     long = weight * tiling.row_tile * tiling.vectors > LONG_EPILOGUE
     if not long and not (tiling.is_blocked and passed_arrays(kernel, tiling.rows) > 1):
         return ()
-    inner = tiling.tile_columns
     block = f"{tiling.columns}.1.0" if tiling.is_blocked else None
     return (Spill(f"{tiling.rows}.1", f"{inner}.0", f"{inner}.1", "tile", block),)
 

@@ -33,6 +33,7 @@ from codegen.loop import (
     used,
 )
 from codegen.transpose import Transpose, apply_transpose
+from codegen.turn import Turn, turn
 from symgrad.storage import Literal
 
 
@@ -136,7 +137,20 @@ class Parallel:
 
 
 Step: TypeAlias = (
-    Split | Distribute | Fuse | Block | Join | Merge | Spill | Keep | Transpose | Ahead | Vectorize | Unroll | Parallel
+    Split
+    | Distribute
+    | Fuse
+    | Block
+    | Join
+    | Merge
+    | Spill
+    | Turn
+    | Keep
+    | Transpose
+    | Ahead
+    | Vectorize
+    | Unroll
+    | Parallel
 )
 
 
@@ -163,6 +177,8 @@ def _apply_one(kernel: Kernel, step: Step) -> Kernel:
             return replace(kernel, body=_merged(kernel.body, loop))
         case Spill():
             return _spill(kernel, step)
+        case Turn():
+            return turn(kernel, step)
         case Keep(total):
             return _kept(kernel, total)
         case Transpose():

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from codegen.loop import Finish, Kernel, Load, Loop, Stmt, Store, loops_of, statements_of
+from codegen.loop import Finish, Kernel, Load, Loop, Stmt, Store, loops_of, statements_of, used
 from codegen.stage import Contraction, contraction_of
 from codegen.target import Target
 
@@ -32,6 +32,11 @@ ROW_GROUP = 4
 MOST_BESIDE = 7
 # Lanes that a tile stores one by one, where its columns are not those of the result: more only take long to compile.
 MAX_SCATTERED = 16
+# Terms of a sum that take the time in which its share of a tile is turned, and rows that take the time in which columns
+# are packed; the share of the time in which loads do not wait that cross lines of the cache.
+TURN_TERMS = 16
+PACK_ROWS = 40
+UNALIGNED = 0.9
 # Vectors of a register tile, register tiles of a panel and how many of what can stand beside columns are tried where
 # the choice is measured.
 TRIED_VECTORS = (1, 2, 3, 4)
@@ -76,6 +81,7 @@ class Frame:
     columns: Loop
     others: tuple[Loop, ...]  # further loops of the column factor alone
     lanes: int
+    turned: bool = False  # the result lies along the rows: tiles are turned before they are stored
 
     @property
     def height(self) -> int:
@@ -86,8 +92,9 @@ class Frame:
         return math.prod(one.extent for one in self.shape.inner)
 
     def tallest(self, vectors: int) -> int:
-        """The most rows of so many vectors that registers hold."""
-        return max(1, (self.target.registers - 4) // vectors)
+        """The most rows of so many vectors that registers hold, and that fit into the lanes once they are turned."""
+        tallest = max(1, (self.target.registers - 4) // vectors)
+        return min(tallest, self.lanes) if self.turned else tallest
 
     def tiles(self, vectors: int) -> int:
         """How many register tiles of so many vectors the columns take."""
@@ -113,6 +120,7 @@ class Tiling:
     pack_columns: bool
     run: int
     column_block: int
+    turned: bool
 
     @property
     def column_tile(self) -> int:
@@ -165,11 +173,45 @@ def frame_of(kernel: Kernel, target: Target) -> Frame | None:
     factor = best[4]
     other = right if factor == left else left
     columns = next(o for o in own[factor] if o.name == best[3])
-    if not any(s.index.factor(columns.name) == 1 for s in stores):
-        lanes = min(lanes, MAX_SCATTERED)
+    if _is_better_turned(shape, own[factor], columns, own[other], lanes):
+        factor, other, columns = other, factor, own[other][0]
     rows = max(own[other], key=lambda o: (o.extent, o.name), default=None)
+    turned = False
+    if not any(s.index.factor(columns.name) == 1 for s in stores):
+        along = [o for o in own[other] if all(s.index.factor(o.name) == 1 for s in stores) and 4 * o.extent >= lanes]
+        turned = bool(along)
+        rows = along[0] if turned else rows
+        lanes = lanes if turned else min(lanes, MAX_SCATTERED)
     others = tuple(o for o in own[factor] if o is not columns)
-    return Frame(kernel, shape, target, other, factor, rows, tuple(own[other]), columns, others, lanes)
+    return Frame(kernel, shape, target, other, factor, rows, tuple(own[other]), columns, others, lanes, turned)
+
+
+def _is_better_turned(
+    shape: Contraction, places: Sequence[Loop], columns: Loop, channels: Sequence[Loop], lanes: int
+) -> bool:
+    """Whether the only loop of one factor fills the lanes better than one of several loops of the other.
+
+    Vectors of the latter end where that loop ends, and with windows lie across lines of the cache. The other way costs
+    that the factor of the one loop is packed, and that tiles are turned.
+    """
+    if len(places) < 2 or len(channels) != 1:
+        return False
+    found = [load for f in shape.factors if (load := shape.load(f)) is not None and columns.name in used(load)]
+    stride = found[0].index.factor(columns.name) if found else 0
+    windows = any(load.index.factor(o.name) == stride for load in found for o in shape.inner)
+    plain = _filled(columns.extent, lanes) * (UNALIGNED if windows else 1)
+    depth, passes = (math.prod(o.extent for o in loops) for loops in (shape.inner, places))
+    return _filled(channels[0].extent, lanes) * _share(depth, TURN_TERMS) * _share(passes, PACK_ROWS) > plain
+
+
+def _filled(extent: int, lanes: int) -> float:
+    """The share of the lanes that a loop fills."""
+    return extent / (-(-extent // lanes) * lanes)
+
+
+def _share(work: int, once: int) -> float:
+    """The share of work in the time of it and of what is done once."""
+    return work / (work + once)
 
 
 def choice_by_rules(
@@ -177,7 +219,9 @@ def choice_by_rules(
 ) -> Choice:
     """What the rules choose, given a part of the choice."""
     shape, rows, columns = frame.shape, frame.rows, frame.columns
-    vectors = vectors or _vectors(frame.height, columns.extent, frame.lanes)
+    vectors = vectors or (
+        _turned_vectors(frame) if frame.turned else _vectors(frame.height, columns.extent, frame.lanes)
+    )
     if pack_rows is None:
         shared_with = shape.loops_of(frame.row_factor)
         elsewhere = [o.extent for o in shape.outer if o.name not in shared_with and o is not columns]
@@ -257,6 +301,7 @@ def tiling_of(frame: Frame, choice: Choice) -> Tiling:
         pack_columns=choice.pack_columns,
         run=RUN if choice.pack_rows and along else 1,
         column_block=choice.column_block * frame.lanes * choice.vectors,
+        turned=frame.turned,
     )
 
 
@@ -274,7 +319,7 @@ def _rows_of_tile(frame: Frame, vectors: int, pack_rows: bool, beside: Beside | 
         return (f"{beside.loop}.1",), _even(frame.height, frame.tallest(beside.size))
     tallest = frame.tallest(vectors)
     row_tile = _even(frame.height, tallest)
-    if frame.rows is None or pack_rows:
+    if frame.rows is None or pack_rows or frame.turned:
         return (), row_tile
     return _more_rows(frame.rows, frame.own, row_tile, tallest)
 
@@ -333,6 +378,12 @@ def _vectors(rows: int, columns: int, lanes: int) -> int:
     """Vectors in a row of a register tile: more where there are few rows."""
     vectors = 2 if rows > 6 else 4 if rows > 2 else 8
     return max(1, min(vectors, -(-columns // lanes)))
+
+
+def _turned_vectors(frame: Frame) -> int:
+    """As many as registers hold for the rows of a tile, which are at most as many as lanes."""
+    row_tile = _even(frame.height, frame.tallest(2))
+    return max(1, min((frame.target.registers - 4) // row_tile, -(-frame.columns.extent // frame.lanes)))
 
 
 def _even(rows: int, tallest: int) -> int:

@@ -246,6 +246,14 @@ def convolution(g: sg.Graph, dtype: sg.DType) -> Any:
 
 
 @typed
+def turned_convolution(g: sg.Graph, dtype: sg.DType) -> Any:
+    """Columns that neither factor has neighbors along: tiles are turned, of a last row and a last column too."""
+    x, w = g.input("x", (1, 2, 9, 41), dtype), g.input("w", (19, 2, 3, 3), dtype)
+    y = sg.nn.conv2d(x, w, g.input("b", (19,), dtype), stride=2)
+    return [sg.nn.relu(y) + g.input("c", (1, 19, 4, 20), dtype)]
+
+
+@typed
 def pooling(g: sg.Graph, dtype: sg.DType) -> Any:
     y = sg.nn.max_pool2d(g.input("x", (3, 4, 12, 34), dtype), 2)
     return [y, sg.grad(sg.sum(y * y), g.inputs[0])]

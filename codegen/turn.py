@@ -1,0 +1,102 @@
+"""Register tiles turned before they are stored: the result lies along their rows, and not along their lanes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from codegen.affine import variable
+from codegen.loop import Bind, Body, Buffer, Finish, For, Kernel, Load, Space, Stmt, Store, loops_of, statements_of
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Turn the finished accumulators of a tile in registers, and run what follows with rows in the lanes.
+
+    `rows` and `columns` are the unrolled loops of the tile, `lanes` its vector loop; there are at most as many rows as
+    lanes. Turned tiles are kept in scratch memory, so that what follows is not written out. They are called `tile`.
+    """
+
+    rows: str
+    columns: str
+    lanes: str
+    tile: str
+
+
+def turn(kernel: Kernel, step: Turn) -> Kernel:
+    """The kernel with its tiles turned. ValueError where one has more rows than lanes."""
+    vectors = [f for f in loops_of(kernel.body) if f.loop.name == step.lanes]
+    width = vectors[0].loop.lanes
+    # The last one: earlier ones are of sums that are summed again.
+    finish = [s for f in vectors for s in f.body if isinstance(s, Finish)][-1]
+    columns = max(f.loop.start + f.loop.extent for f in loops_of(kernel.body) if f.loop.name == step.columns)
+    row, column, lane = variable(step.rows), variable(step.columns) * width, variable(step.lanes)
+    place, line = (column + row) * width + lane, (column + lane) * width + row
+    kept = f"{step.tile}_kept"
+
+    def turned(stmt: For) -> Body:
+        if not any(isinstance(s, Finish) and s.buffer == finish.buffer for s in statements_of(stmt.body)):
+            return (stmt,)
+        if stmt.loop.extent > width or stmt.loop.start:
+            raise ValueError(f"turn: {stmt.loop.name} does not fit into {width} lanes")
+        along = replace(stmt.loop, bind=Bind.VECTOR, lanes=width)
+
+        def nest(bind: Bind, change: Callable[[Body], Body]) -> Body:
+            """The columns and lanes of the tile around its rows, which are in the lanes."""
+            return tuple(
+                For(
+                    replace(outer.loop, bind=bind),
+                    (For(replace(inner.loop, bind=bind, lanes=0), (For(along, change(inner.body)),)),),
+                )
+                for outer in _inside(stmt)
+                for inner in _inside(outer)
+            )
+
+        load = Load(finish.name, step.tile, place, finish.dtype)
+        return (
+            For(stmt.loop, tuple(_sums(s, finish, Store(step.tile, place, finish.name)) for s in stmt.body)),
+            *nest(Bind.UNROLL, lambda _: (load, Store(kept, line, finish.name))),
+            *nest(Bind.SERIAL, lambda body: _rest(body, finish, replace(load, buffer=kept, index=line))),
+        )
+
+    size = columns * width * width
+    tiles = (Buffer(step.tile, finish.dtype, size, Space.TILE), Buffer(kept, finish.dtype, size, Space.SCRATCH))
+    return replace(kernel, body=_changed(kernel.body, step.rows, turned), locals=(*kernel.locals, *tiles))
+
+
+def _changed(body: Body, rows: str, change: Callable[[For], Body]) -> Body:
+    out: list[Stmt] = []
+    for stmt in body:
+        if not isinstance(stmt, For):
+            out.append(stmt)
+        elif stmt.loop.name == rows:
+            out += change(stmt)
+        else:
+            out.append(For(stmt.loop, _changed(stmt.body, rows, change)))
+    return tuple(out)
+
+
+def _inside(stmt: For) -> list[For]:
+    """The loops that a loop consists of."""
+    loops = [s for s in stmt.body if isinstance(s, For)]
+    if len(loops) < len(stmt.body):
+        raise ValueError(f"turn: there is more than loops inside {stmt.loop.name}")
+    return loops
+
+
+def _sums(stmt: Stmt, finish: Finish, store: Store) -> Stmt:
+    """A nest that ends in storing the sums."""
+    if not isinstance(stmt, For):
+        return stmt
+    body: list[Stmt] = []
+    for one in stmt.body:
+        if isinstance(one, For):
+            body.append(_sums(one, finish, store))
+        elif isinstance(one, Finish) and one.buffer == finish.buffer:
+            body += [one, store]
+    return For(stmt.loop, tuple(body))
+
+
+def _rest(body: Body, finish: Finish, load: Load) -> Body:
+    """What a body does with the sums."""
+    return tuple(load if isinstance(s, Finish) and s.buffer == finish.buffer else s for s in body)
