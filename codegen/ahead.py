@@ -14,8 +14,8 @@ class Ahead:
     """In the vector loop `inner` of one pass over a row, fetch what the passes read of the next row.
 
     `rows` is the loop over rows. Passes are loops split in two, named `pass.0` and `pass.1`. What later passes write of
-    this row is fetched too, so that their stores do not wait. Buffers of less than `least` bytes stay in the caches
-    anyway.
+    this row is fetched too, so that their stores do not wait, unless they go past the caches. Buffers of less than
+    `least` bytes stay in the caches anyway.
     """
 
     inner: str
@@ -63,6 +63,7 @@ def _accesses(kernel: Kernel) -> Iterator[tuple[str, Load | Store]]:
         for access in stmt.body:
             if (
                 isinstance(access, Load | Store)
+                and not (isinstance(access, Store) and access.past_caches)
                 and access.index.factor(f"{name}.1") == 1
                 and all(term in known or _is_outer(term) for term, _ in access.index.terms)
             ):

@@ -28,7 +28,7 @@ from codegen.loop import (
 from codegen.scalar import spell
 from codegen.scalar_builder import Value, llvm_type
 from codegen.target import Target
-from codegen.writer import Level, Named, Variable, Writer, scratch_layout
+from codegen.writer import CACHE_LINE, Level, Named, Variable, Writer, scratch_layout
 from symgrad.errors import CompileError
 from symgrad.types import bool_
 
@@ -81,7 +81,11 @@ class _Emitter(Writer):
         for stmt in self.kernel.body:
             if not isinstance(stmt, For) or stmt.loop.bind is not Bind.PARALLEL:
                 raise CompileError(f"a kernel's outermost statement must be a parallel loop, got {stmt}")
-            self._parallel(stmt, offset)
+            flag = self._may_stream(stmt)
+            if flag is None:
+                self._parallel(stmt, offset)
+            else:
+                self._streamed(stmt, offset, flag)
             offset += stmt.loop.extent
         body = "\n".join(line if line.endswith(":") else f"  {line}" for line in self.levels[0].lines)
         text = f"define void @{name}{SIGNATURE} nounwind {{\nentry:\n{body}\n  ret void\n}}"
@@ -103,8 +107,39 @@ class _Emitter(Writer):
         self.labels += 1
         return f"{prefix}{self.labels}"
 
-    def _parallel(self, stmt: For, offset: int) -> None:
-        """Run the part of this loop that lies in the units [begin, end) of the call."""
+    def _may_stream(self, stmt: For) -> str | None:
+        """Whether stores that may go past the caches can, as a flag; None where there are none.
+
+        They can where what they write starts with a line of memory and does not stand over what is read.
+        """
+        accesses = list(statements_of(stmt.body))
+        streamed = dict.fromkeys(s.buffer for s in accesses if isinstance(s, Store) and s.past_caches)
+        if not streamed:
+            return None
+        params = {b.name for b in self.kernel.params}
+        read = dict.fromkeys(s.buffer for s in accesses if isinstance(s, Load) and s.buffer in params)
+        lines, flag = self.levels[0].lines, "true"
+        self.declare("declare ptr @llvm.ptrmask.p0.i64(ptr, i64)")
+        for name in streamed:
+            start = self.b.fresh()
+            lines.append(f"{start} = call ptr @llvm.ptrmask.p0.i64(ptr %b_{name}, i64 {-CACHE_LINE})")
+            for test in (f"eq ptr {start}", *(f"ne ptr %b_{other}" for other in read)):
+                fits, both = self.b.fresh(), self.b.fresh()
+                lines += [f"{fits} = icmp {test}, %b_{name}", f"{both} = and i1 {flag}, {fits}"]
+                flag = both
+        return flag
+
+    def _streamed(self, stmt: For, offset: int, flag: str) -> None:
+        """This loop twice: for when its stores go past the caches, and for when they do not."""
+        other = self.b.fresh()
+        self.levels[0].lines.append(f"{other} = xor i1 {flag}, true")
+        self.streaming = True
+        self._parallel(stmt, offset, flag)
+        self.streaming = False
+        self._parallel(stmt, offset, other)
+
+    def _parallel(self, stmt: For, offset: int, flag: str | None = None) -> None:
+        """Run the part of this loop that lies in the units [begin, end) of the call, if the flag holds."""
         loop, top = stmt.loop, self.levels[0]
         k = self._label("u")
         limit = offset + loop.extent
@@ -113,7 +148,8 @@ class _Emitter(Writer):
             f"%{k}b = call i64 @llvm.smin.i64(i64 %end, i64 {limit})",
             f"%{k}lo = add i64 %{k}a, {loop.start - offset}",
             f"%{k}hi = add i64 %{k}b, {loop.start - offset}",
-            f"%{k}any = icmp slt i64 %{k}lo, %{k}hi",
+            f"%{k}some = icmp slt i64 %{k}lo, %{k}hi",
+            f"%{k}any = and i1 %{k}some, {flag or 'true'}",
             f"br i1 %{k}any, label %{k}pre, label %{k}skip",
             f"{k}pre:",
         ]
@@ -121,6 +157,10 @@ class _Emitter(Writer):
         outer_memo = top.memo
         top.label, top.memo = f"{k}pre", {}
         self._counted(stmt, f"%{k}lo", f"%{k}hi")
+        if self.streaming:
+            # Such stores are ordered with what other workers are told only by this.
+            self.declare("declare void @llvm.x86.sse.sfence()")
+            top.lines.append("call void @llvm.x86.sse.sfence()")
         top.lines += [f"br label %{k}skip", f"{k}skip:"]
         top.label, top.memo = f"{k}skip", outer_memo
 

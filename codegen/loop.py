@@ -92,11 +92,12 @@ class Within:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Write an element."""
+    """Write an element: `past_caches` where nobody reads it soon and every line of memory is written whole."""
 
     buffer: str
     index: Affine
     value: str
+    past_caches: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,8 +55,8 @@ def _stmt_text(stmt: Stmt) -> str:
             return f"{name}: {dtype.name} = {buffer}[{index}]{_guard_text(guard)}"
         case Within(name, guard):
             return f"{name}: bool = within{_guard_text(guard)}"
-        case Store(buffer, index, value):
-            return f"{buffer}[{index}] = {value}"
+        case Store(buffer, index, value, past_caches):
+            return f"{buffer}[{index}] = {value}{' past caches' if past_caches else ''}"
         case Fetch(buffer, index, write):
             return f"fetch {buffer}[{index}]{' to write' if write else ''}"
         case Init(buffer, index, combine):

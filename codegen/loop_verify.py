@@ -30,6 +30,7 @@ from codegen.loop import (
     statements_of,
 )
 from codegen.loop_print import kernel_text
+from codegen.stream import is_whole
 from symgrad.errors import CompileError, SymgradError
 from symgrad.opdef import OPS, Kind
 from symgrad.types import DType, Type, bool_, int64
@@ -247,6 +248,8 @@ class _Verifier:
             _fail(stmt, f"{stmt.value} has a value per lane, and the index is the same in all")
         if buffer.space is Space.TILE:
             self._store_row(stmt)
+        if stmt.past_caches and not is_whole(stmt, self.vector, buffer.dtype.itemsize):
+            _fail(stmt, "only whole aligned vectors go past the caches")
         self.stored.add(buffer.name)
 
     def _store_row(self, stmt: Store) -> None:

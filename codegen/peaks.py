@@ -23,8 +23,11 @@ from codegen.loop import (
     Space,
     Store,
 )
+from codegen.steps import apply
+from codegen.stream import streams
 from codegen.target import Target
 from codegen.timing import Timed, assembled
+from symgrad.storage import aligned_copy
 from symgrad.types import float32
 
 # Chains of multiply-adds side by side: more than any machine needs to hide their latency.
@@ -50,8 +53,7 @@ def machine_peaks(workers: int) -> Peaks:
     values = np.ones(target.lanes(4) * CHAINS, np.float32)
     results = np.zeros(UNITS * CHAINS * target.lanes(4), np.float32)
     multiply = _seconds(_multiply_adds(target), [values, results], workers, target)
-    source = np.ones(COPIED_BYTES // 4, np.float32)
-    copied = np.zeros_like(source)
+    source, copied = (aligned_copy(np.full(COPIED_BYTES // 4, one, np.float32)) for one in (1, 0))
     copy = _seconds(_copy(source.size, target), [source, copied], workers, target)
     return Peaks(2.0 * UNITS * DEPTH * CHAINS * target.lanes(4) / multiply, 2.0 * COPIED_BYTES / copy)
 
@@ -91,7 +93,8 @@ def _copy(size: int, target: Target) -> Kernel:
     body: Body = (Load("x", "p0", at, float32), Store("p1", at, "x"))
     body = (For(Loop("b", part), (For(Loop("l", lanes, 0, Bind.VECTOR, lanes), body),)),)
     params = (Buffer("p0", float32, size, Space.GLOBAL), Buffer("p1", float32, size, Space.GLOBAL, written=True))
-    return Kernel(params, (), (For(Loop("u", UNITS, 0, Bind.PARALLEL), body),))
+    kernel = Kernel(params, (), (For(Loop("u", UNITS, 0, Bind.PARALLEL), body),))
+    return apply(kernel, streams(kernel, target))
 
 
 def _seconds(kernel: Kernel, arrays: list[np.ndarray], workers: int, target: Target) -> float:

@@ -10,6 +10,7 @@ from codegen.group import Anchor
 from codegen.loop import Bind, Body, For, Kernel, Let, Load, Loop, Stmt, Store, loops_of
 from codegen.schedule_contract import innermost, schedule_contract, shared
 from codegen.steps import Distribute, Fuse, Parallel, Split, Step, Unroll, Vectorize, apply, can_fuse
+from codegen.stream import streams
 from codegen.target import Target
 from codegen.tiling import Choice, choices, lane_bytes
 from codegen.transpose import Transpose, turned_loads
@@ -143,7 +144,8 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     rest = order[:-1]
     sizes = [*(extents[n] for n in rest), -(-extents[best] // lanes)]
     outer = shared([*rest, f"{best}.0"], sizes)
-    return (*inward, Split(best, lanes), *outer, Vectorize(f"{best}.1", lanes))
+    steps = (*inward, Split(best, lanes), *outer, Vectorize(f"{best}.1", lanes))
+    return (*steps, *streams(apply(kernel, steps), target))
 
 
 def _turned_loop(loops: list[For], best: str) -> str | None:
@@ -219,6 +221,7 @@ def _row_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
         if extent >= 4 * lanes:
             lanes *= 2
         steps += [Split(name, lanes), Vectorize(f"{name}.1", lanes)]
+    steps += streams(apply(kernel, steps), target)
     names = [f.loop.name for f in passes]
     bytes_of_row = passes[0].loop.extent * itemsize
     if outer and len(set(names)) == len(names) > 1 and AHEAD_BYTES[0] <= bytes_of_row <= AHEAD_BYTES[1]:

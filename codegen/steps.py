@@ -32,6 +32,7 @@ from codegen.loop import (
     statements_of,
     used,
 )
+from codegen.stream import Stream, apply_stream
 from codegen.transpose import Transpose, apply_transpose
 from codegen.turn import Turn, turn
 from symgrad.storage import Literal
@@ -147,6 +148,7 @@ Step: TypeAlias = (
     | Turn
     | Keep
     | Transpose
+    | Stream
     | Ahead
     | Vectorize
     | Unroll
@@ -183,6 +185,8 @@ def _apply_one(kernel: Kernel, step: Step) -> Kernel:
             return _kept(kernel, total)
         case Transpose():
             return apply_transpose(kernel, step)
+        case Stream():
+            return apply_stream(kernel, step)
         case Ahead():
             return fetch_ahead(kernel, step)
         case Vectorize(loop, lanes):

@@ -88,6 +88,7 @@ class Writer:
         self.named: dict[str, Named] = {}
         self.vector: Variable | None = None
         self.tiles: dict[str, Tile] = {}
+        self.streaming = False  # whether stores that may go past the caches do
 
     # Values
 
@@ -447,15 +448,26 @@ class Writer:
                 raise CompileError(f"store to {stmt.buffer}: a vector value at one address")
             b.lines.append(f"store {one} {value.text}, ptr {pointer}, align {buffer.dtype.itemsize}")
         else:
-            self._store_lanes(buffer.dtype, b.splat(value), pointer, stride, vectors)
+            self._store_lanes(buffer.dtype, b.splat(value), pointer, stride, vectors, stmt.past_caches)
         self.flush(len(self.levels) - 1)
 
     def _store_lanes(
-        self, dtype: DType, value: Value, pointer: str, stride: int, vectors: list[tuple[Value, int]]
+        self,
+        dtype: DType,
+        value: Value,
+        pointer: str,
+        stride: int,
+        vectors: list[tuple[Value, int]],
+        past_caches: bool = False,
     ) -> None:
         assert self.vector is not None
         b, v = self.b, self.vector
         kind, one = memory_type(dtype, v.lanes), memory_type(dtype, 1)
+        if past_caches and self.streaming:
+            b.globals.add("!0 = !{i32 1}")
+            aligned = min(CACHE_LINE, v.lanes * dtype.itemsize)
+            b.lines.append(f"store {kind} {value.text}, ptr {pointer}, align {aligned}, !nontemporal !0")
+            return
         if stride == 1 and not vectors and v.active == v.lanes:
             b.lines.append(f"store {kind} {value.text}, ptr {pointer}, align {dtype.itemsize}")
             return

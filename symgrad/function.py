@@ -18,6 +18,7 @@ from symgrad.errors import CompileError, DTypeError, GraphError, ShapeError
 from symgrad.graph import Node, checked_extent, describe
 from symgrad.program import Program
 from symgrad.sparse import SparseMatrix, scipy_sparse
+from symgrad.storage import aligned_empty
 from symgrad.types import Dim, as_dtype, static_shape
 
 if TYPE_CHECKING:
@@ -124,18 +125,25 @@ RECYCLED_BYTES = 1 << 18
 KEPT = 2
 
 
-def _references(arrays: list[Array]) -> int:
-    # The same loop as in Recycler.take: what a list, a loop variable and the call count for differs between
+def _references(kept: list[tuple[Array, Array]]) -> int:
+    # The same loop as in Recycler.take: what a tuple, a loop variable and the call count for differs between
     # versions of Python.
-    for owner in arrays:
+    for owner, _ in kept:
         return sys.getrefcount(owner)
     return 0
+
+
+def _owned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """An array with unspecified content that starts with a line of memory, after the one that owns its memory."""
+    array = aligned_empty(shape, dtype)
+    assert array.base is not None
+    return array.base, array
 
 
 # Counts of references say who holds an array in CPython, and only while one thread runs at a time.
 _COUNTS_ARE_EXACT = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
 # References to an array that only its recycler holds.
-_UNUSED = _references([np.empty(0)])
+_UNUSED = _references([_owned((1,), np.dtype(np.float32))])
 
 
 def recycler(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Callable[[], Array] | None:
@@ -158,17 +166,17 @@ class Recycler:
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.shape = shape
         self.dtype = dtype
-        self._kept: list[Array] = []
+        self._kept: list[tuple[Array, Array]] = []
 
     def take(self) -> Array:
         """An array with unspecified content."""
-        for owner in self._kept:
+        for owner, array in self._kept:
             if sys.getrefcount(owner) == _UNUSED:
-                return owner[...]
-        owner = np.empty(self.shape, self.dtype)
+                return array[...]
+        owned = _owned(self.shape, self.dtype)
         if len(self._kept) < KEPT:
-            self._kept.append(owner)
-        return owner[...]
+            self._kept.append(owned)
+        return owned[1][...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -97,9 +98,14 @@ class Storage:
 
 def aligned_copy(value: Array, alignment: int = 64) -> Array:
     """A C-contiguous copy in native byte order whose first byte is aligned for vector loads."""
-    dtype = value.dtype.newbyteorder("=")
-    raw = np.empty(value.size * dtype.itemsize + alignment, np.uint8)
-    start = -raw.ctypes.data % alignment
-    array = raw[start : start + value.size * dtype.itemsize].view(dtype).reshape(value.shape)
+    array = aligned_empty(value.shape, value.dtype.newbyteorder("="), alignment)
     array[...] = value
     return array
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any], alignment: int = 64) -> Array:
+    """A C-contiguous array with unspecified content whose first byte is aligned: a view of the array it has as base."""
+    count = math.prod(shape) * dtype.itemsize
+    raw = np.empty(count + alignment, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + count].view(dtype).reshape(shape)

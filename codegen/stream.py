@@ -1,0 +1,61 @@
+"""Results too large for the caches, written past them: no line of memory is read only to be written over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from codegen.loop import Bind, Body, For, Kernel, Load, Loop, Space, Store, statements_of
+from codegen.target import Target
+
+# Bytes that a kernel writes, from which their readers find them in memory one way or the other.
+STREAMED_BYTES = 16 << 20
+# Memory is written in lines; processors gather parts of one that are written in turn.
+LINE_BYTES = 64
+PART_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Write the whole aligned vectors of a buffer past the caches."""
+
+    buffer: str
+
+
+def streams(kernel: Kernel, target: Target) -> tuple[Stream, ...]:
+    """A step for every buffer of a scheduled kernel that is better written past the caches, if results are large."""
+    if not target.streams:
+        return ()
+    read = {s.buffer for s in statements_of(kernel.body) if isinstance(s, Load)}
+    results = [b for b in kernel.params if b.written and b.name not in read]
+    if sum(b.size * b.dtype.itemsize for b in results) < STREAMED_BYTES:
+        return ()
+    found = (Stream(b.name) for b in results)
+    return tuple(step for step in found if apply_stream(kernel, step) != kernel)
+
+
+def apply_stream(kernel: Kernel, step: Stream) -> Kernel:
+    """The kernel with those stores to a buffer marked that write whole lines, if the buffer starts with one."""
+    buffer = kernel.buffer(step.buffer)
+    if buffer.space is not Space.GLOBAL:
+        raise ValueError(f"stream {step.buffer}: not in memory")
+
+    def change(body: Body, vector: Loop | None) -> Body:
+        return tuple(
+            For(s.loop, change(s.body, s.loop if s.loop.bind is Bind.VECTOR else vector))
+            if isinstance(s, For)
+            else replace(s, past_caches=True)
+            if isinstance(s, Store) and s.buffer == buffer.name and is_whole(s, vector, buffer.dtype.itemsize)
+            else s
+            for s in body
+        )
+
+    return replace(kernel, body=change(kernel.body, None))
+
+
+def is_whole(stmt: Store, vector: Loop | None, itemsize: int) -> bool:
+    """Whether the lanes of a store are neighbors that fill a line or a part of one, wherever the loops around stand."""
+    if vector is None or vector.extent < vector.lanes or stmt.index.factor(vector.name) != 1:
+        return False
+    unit = min(LINE_BYTES, vector.lanes * itemsize)
+    steps = [LINE_BYTES // itemsize, stmt.index.const, *(f for name, f in stmt.index.terms if name != vector.name)]
+    return unit >= PART_BYTES and all(step * itemsize % unit == 0 for step in steps)

@@ -1,0 +1,100 @@
+"""Results written past the caches: only large ones, in whole aligned vectors, and never over what is read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from kernel_cases import WIDE, Native, kernels_of
+
+import symgrad as sg
+from codegen import jit
+from codegen.affine import variable
+from codegen.interp import run
+from codegen.loop import Bind, Buffer, For, Kernel, Load, Loop, Space, Store, statements_of
+from codegen.loop_verify import verify
+from codegen.steps import apply
+from codegen.stream import STREAMED_BYTES, Stream
+from codegen.target import Target
+from symgrad.errors import CompileError
+from symgrad.optimize import optimize
+from symgrad.program import Program
+from symgrad.storage import aligned_copy
+from symgrad.types import float32
+
+ROWS, COLUMNS = 6, 320
+
+
+def scheduled(name: str, target: Target, rows: int = ROWS, columns: int = COLUMNS) -> Kernel:
+    g = sg.Graph()
+    x = g.input("x", (rows, columns))
+    value = {"map": lambda: sg.exp(x) + 1, "rows": lambda: sg.nn.softmax(x)}[name]()
+    (low,) = kernels_of(optimize(Program(g, (x,), (value,)), "infer", {}), target)
+    return low.scheduled[0].kernel
+
+
+def streamed(kernel: Kernel) -> list[Store]:
+    return [s for s in statements_of(kernel.body) if isinstance(s, Store) and s.past_caches]
+
+
+@pytest.mark.parametrize("name", ["map", "rows"])
+def test_large_results_go_past_the_caches(name: str) -> None:
+    columns = 1024
+    rows = STREAMED_BYTES // 4 // columns
+    able = replace(WIDE, streams=True)
+    assert streamed(scheduled(name, able, rows, columns))
+    assert not streamed(scheduled(name, able, rows - 1, columns))
+    assert not streamed(scheduled(name, WIDE, rows, columns))
+
+
+def test_rows_that_do_not_start_with_lines_do_not() -> None:
+    able = replace(WIDE, streams=True)
+    assert not streamed(scheduled("rows", able, STREAMED_BYTES // 4 // 1000, 1001))
+
+
+@pytest.mark.parametrize("width", [64, 32, 16])
+@pytest.mark.parametrize("name", ["map", "rows"])
+def test_results_are_the_same_wherever_they_stand(name: str, width: int) -> None:
+    """At the start of a line, elsewhere, and over what is read."""
+    if not jit.host_target().streams or width > jit.host_target().vector_bytes:
+        pytest.skip("for machines with such stores and vectors this wide")
+    target = jit.host_target(width)
+    plain = scheduled(name, target)
+    kernel = apply(plain, [Stream("p1")])
+    assert streamed(kernel)
+    verify(kernel)
+    code = Native(kernel, target)
+    values = np.random.default_rng(1).standard_normal(ROWS * COLUMNS).astype(np.float32)
+    wanted = np.zeros_like(values)
+    assert Native(plain, target).run([values, wanted]) == 0
+    interpreted = np.zeros_like(values)
+    run(kernel, [values.copy(), interpreted])
+    np.testing.assert_allclose(interpreted, wanted, rtol=1e-6)
+    for offset in (0, 4, 16, 64):
+        memory = aligned_copy(np.zeros(values.nbytes + 64, np.uint8))[offset:]
+        result = memory[: values.nbytes].view(np.float32)
+        assert code.run([values, result]) == 0
+        np.testing.assert_array_equal(result, wanted)
+    if name == "map":
+        both = aligned_copy(values)
+        assert code.run([both, both]) == 0
+        np.testing.assert_array_equal(both, wanted)
+
+
+def test_outputs_start_with_lines() -> None:
+    g = sg.Graph()
+    x = g.input("x", (1 << 10, 1 << 10))
+    f = sg.compile([x], sg.exp(x), threads=1)
+    value = np.ones((1 << 10, 1 << 10), np.float32)
+    held = [f(value) for _ in range(4)]
+    assert {array.ctypes.data % 64 for array in held} == {0}
+
+
+def test_stores_of_single_elements_are_refused() -> None:
+    index = variable("d0")
+    store = Store("p1", index, "v1", past_caches=True)
+    params = (Buffer("p0", float32, 64, Space.GLOBAL), Buffer("p1", float32, 64, Space.GLOBAL, written=True))
+    loop = Loop("d0", 64, 0, Bind.PARALLEL)
+    with pytest.raises(CompileError, match="whole aligned vectors"):
+        verify(Kernel(params, (), (For(loop, (Load("v1", "p0", index, float32), store)),)))
