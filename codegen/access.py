@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from codegen.affine import ZERO, Affine, delinearize, linearize, variable
 from codegen.loop import Loop
+from codegen.row_blocks import rows_of_blocks, summed_in_blocks
 from symgrad.errors import CompileError
 from symgrad.graph import Node, describe
 from symgrad.opdef import Kind
@@ -170,6 +171,12 @@ def member_point(node: Node, domain: Sequence[int], point: Point, axes: tuple[in
     return None
 
 
+def row_point(point: Point, whole: Sequence[int]) -> Point:
+    """The index in an array of an element of its blocks of rows, from block and row in it."""
+    block, row = point[-3:-1]
+    return (*point[:-3], block * rows_of_blocks(whole) + row, point[-1])
+
+
 def reads_same_point(
     node: Node,
     members: set[int],
@@ -178,11 +185,13 @@ def reads_same_point(
     axes: tuple[int, ...],
 ) -> bool:
     """Whether all values a node takes from members are those of the iteration that computes the node itself."""
-    loops = loops_for(domain)
+    whole = summed_in_blocks(node)
+    loops = loops_for(domain if whole is None else static_shape(node.inputs[0].shape))
     ranges = ranges_of(loops)
-    point = tuple(at(loop) for loop in loops)
+    own_point = tuple(at(loop) for loop in loops)
+    point = own_point if whole is None else row_point(own_point, whole)
     if node.op.kind in (Kind.REDUCE, Kind.SCAN):
-        start: list[Demand] = [(i, point, ()) for i in node.inputs]
+        start: list[Demand] = [(i, own_point, ()) for i in node.inputs]
     else:
         own = member_point(node, domain, point, axes)
         if own is None:
@@ -204,7 +213,7 @@ def reads_same_point(
         seen.add(demand)
         source, index, guard = demand
         if source.id in members:
-            if guard or member_point(source, domain, point, axes) != index:
+            if guard or summed_in_blocks(source) is not None or member_point(source, domain, point, axes) != index:
                 return False
         elif is_leaf(source) or source.id in stored or source.op.kind is Kind.SOURCE:
             continue

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from codegen.access import SCATTERS, is_leaf, reads_same_point
 from codegen.costs import COSTS
 from codegen.precedence import TopologicalOrder
+from codegen.row_blocks import summed_in_blocks
 from symgrad.graph import Attrs, Node
 from symgrad.opdef import Kind
 from symgrad.program import Program
@@ -21,7 +22,9 @@ class Anchor(enum.Enum):
     """What the loops of a group are made for."""
 
     MAP = "map"  # every element by itself
-    ROWS = "rows"  # reductions over the same axes of one domain, with what happens before, between and after
+    # Reductions over the same axes of one domain, with what happens before, between and after, and sums of blocks of
+    # the rows themselves.
+    ROWS = "rows"
     CONTRACT = "contract"  # one contraction and what happens to its result
     SCATTER = "scatter"  # updates of one array at indices from data
     SCAN = "scan"  # running values along one axis, from its start
@@ -134,10 +137,19 @@ class _Partition:
         return False
 
     def groups(self) -> tuple[Group, ...]:
-        for node in self.nodes:
+        late = self._late()
+        for node in (*(n for n in self.nodes if n.id not in late), *(n for n in self.nodes if n.id in late)):
             if node.id in self.stored and not is_leaf(node):
                 self._place(node)
         return self._ordered()
+
+    def _late(self) -> set[int]:
+        """The sums of blocks of rows, and what depends on them: kernels that pass the rows anyway come first."""
+        late: set[int] = set()
+        for node in self.nodes:
+            if summed_in_blocks(node) is not None or any(i.id in late for i in node.inputs):
+                late.add(node.id)
+        return late
 
     def _place(self, node: Node) -> None:
         """Put a node into the cluster of a producer when the loops agree and no cycle arises, else into its own."""
@@ -301,6 +313,8 @@ def _loops(node: Node) -> Loops:
         return (Anchor.SCAN if step == 1 else Anchor.SCAN_BACK), shape, (axis,)
     if node.op.kind is not Kind.REDUCE:
         return Anchor.MAP, shape, ()
+    if (whole := summed_in_blocks(node)) is not None:
+        return Anchor.ROWS, whole, (len(whole) - 1,)
     reduced: tuple[int, ...] | int = node.attrs[0]
     axes = (reduced,) if isinstance(reduced, int) else reduced
     return Anchor.ROWS, static_shape(node.inputs[0].shape), axes

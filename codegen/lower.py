@@ -6,13 +6,15 @@ from codegen.access import SCATTERS, Point, at, is_leaf, loops_for, member_point
 from codegen.affine import ZERO, Affine, linearize, variable
 from codegen.costs import COSTS
 from codegen.group import Anchor, Group, point_shape
-from codegen.inline import Lowered, Lowering, finished, nest, store
-from codegen.loop import Accumulate, Finish, Index, Init, Let, Load, Loop, Space, Store
+from codegen.inline import Lowered, Lowering, finished, nest, np_zero, store
+from codegen.loop import Accumulate, Body, Finish, Index, Init, Let, Load, Loop, Space, Stmt, Store
 from codegen.lower_scan import lower_scan
 from codegen.lower_sort import lower_sort
+from codegen.row_blocks import rows_of_blocks, summed_in_blocks
 from symgrad import types
 from symgrad.graph import Node
 from symgrad.opdef import Kind
+from symgrad.storage import Literal
 from symgrad.types import static_shape
 
 # Cost from which a value that several passes over a row need is kept in scratch memory.
@@ -57,12 +59,20 @@ def _lower_rows(group: Group, stored: set[int]) -> Lowered:
 
 
 class _Rows:
-    """Lowering of reductions over rows: one pass over the row for each level of reductions, then the outputs."""
+    """Lowering of reductions over rows: one pass over the row for each level of reductions, then the outputs.
+
+    Where blocks of rows are summed, the loop over rows is two: over blocks, and over the rows of one. Its sums stand in
+    the result while they grow.
+    """
 
     def __init__(self, group: Group, stored: set[int]) -> None:
         self.group = group
         self.members = {n.id: n for n in group.nodes}
         self.outer = [Loop(f"d{k}", d) for k, d in enumerate(group.domain) if k not in group.axes]
+        self.rows: Point = tuple(at(loop) for loop in self.outer)
+        self.block_sums = {n.id: n for n in group.nodes if summed_in_blocks(n) is not None}
+        if self.block_sums:
+            self._cut_rows()
         ranges = ranges_of(self.outer)
         self.passes: list[list[Loop]] = []
         self.level: dict[int, int] = {}
@@ -76,6 +86,12 @@ class _Rows:
             ranges |= ranges_of(loops)
         self.state = Lowering(stored - set(self.members), ranges)
 
+    def _cut_rows(self) -> None:
+        last = self.outer.pop()
+        rows = rows_of_blocks(self.group.domain)
+        self.outer += [Loop(last.name, last.extent // rows), Loop(f"d{len(self.group.domain) - 1}", rows)]
+        self.rows = (*self.rows[:-1], at(self.outer[-2]) * rows + at(self.outer[-1]))
+
     def _closure(self, stored: set[int]) -> list[Node]:
         found: dict[int, Node] = {}
         stack = list(self.group.nodes)
@@ -88,7 +104,7 @@ class _Rows:
         return [found[k] for k in sorted(found)]
 
     def _is_reduction(self, node: Node) -> bool:
-        return node.id in self.members and node.op.kind is Kind.REDUCE
+        return node.id in self.members and node.op.kind is Kind.REDUCE and node.id not in self.block_sums
 
     def _is_full(self, node: Node) -> bool:
         return point_shape(static_shape(node.shape)) == point_shape(self.group.domain)
@@ -104,7 +120,7 @@ class _Rows:
             if self._is_reduction(node):
                 spread = {self.level[node.id] - 1}
             else:
-                if node.id in outputs and self._is_full(node):
+                if node.id in outputs and (self._is_full(node) or node.id in self.block_sums):
                     self.wanted[node.id].add(self.level[node.id])
                 spread = self.wanted[node.id]
             for source in node.inputs:
@@ -140,30 +156,34 @@ class _Rows:
                 n for n in group.nodes
                 if n.id in outputs and self._is_full(n) and not self._is_reduction(n) and self.level[n.id] == p
             ]  # fmt: skip
-            if not reductions and not fulls:
+            sums = [n for n in self.block_sums.values() if self.level[n.id] == p]
+            if not reductions and not fulls and not sums:
                 continue
             accumulators = {n.id: self._accumulator(n) for n in reductions}
             if all(loop.extent for loop in loops):
-                self._pass(p, loops, reductions, fulls, accumulators, staged)
+                self._pass(p, loops, reductions, [*fulls, *sums], accumulators, staged)
             for node in reductions:
                 name = state.fresh()
                 state.emit(Finish(name, accumulators[node.id], ZERO, node.op.name, node.dtype))
-                own = tuple(at(loop) for loop in self.outer)
-                state.bind((node, own, ()), name)
+                state.bind((node, self.rows, ()), name)
         self._row_outputs(len(self.passes), outputs, stored)
-        return finished(state, group.outputs, nest(self.outer, state.close()))
+        body = state.close()
+        if self.block_sums:
+            body = (*self._beginnings(), *nest(self.outer[-1:], body))
+            return finished(state, group.outputs, nest(self.outer[:-1], body))
+        return finished(state, group.outputs, nest(self.outer, body))
 
     def _point(self, loops: list[Loop]) -> Point:
         reduced = dict(zip(self.group.axes, loops, strict=True))
-        outer = iter(self.outer)
-        return tuple(at(reduced[k] if k in reduced else next(outer)) for k in range(len(self.group.domain)))
+        rows = iter(self.rows)
+        return tuple(at(reduced[k]) if k in reduced else next(rows) for k in range(len(self.group.domain)))
 
     def _pass(
         self,
         p: int,
         loops: list[Loop],
         reductions: list[Node],
-        fulls: list[Node],
+        outputs: list[Node],
         accumulators: dict[int, str],
         staged: dict[int, str],
     ) -> None:
@@ -174,10 +194,36 @@ class _Rows:
         self._store_staged(staged, p, point, loops)
         for node in reductions:
             self._accumulate(node, accumulators[node.id], point)
-        for node in fulls:
-            store(state, node, self._member_point(node, point))
+        for node in outputs:
+            if node.id in self.block_sums:
+                self._add_to_block(node, at(loops[0]))
+            else:
+                store(state, node, self._member_point(node, point))
         for stmt in nest(loops, state.close()):
             state.emit(stmt)
+
+    def _block_place(self, node: Node, column: Affine) -> Affine:
+        """Where a column of the sums of the block at hand stands."""
+        return linearize((*(at(loop) for loop in self.outer[:-1]), column), static_shape(node.shape))
+
+    def _beginnings(self) -> Body:
+        """Loops that set the sums of a block to 0."""
+        out: list[Stmt] = []
+        for k, node in enumerate(self.block_sums.values()):
+            loop = Loop(f"r{len(self.passes) + k}_0", self.group.domain[-1])
+            zero = self.state.fresh("c")
+            value = Let(zero, "const", (), node.dtype, (("value", Literal(np_zero(node.dtype))),))
+            stored = Store(self.state.param(node), self._block_place(node, at(loop)), zero)
+            out += nest([loop], (value, stored))
+        return tuple(out)
+
+    def _add_to_block(self, node: Node, column: Affine) -> None:
+        state, buffer, place = self.state, self.state.param(node), self._block_place(node, column)
+        value = state.value(node.inputs[0], (*(at(loop) for loop in self.outer), column))
+        before, after = state.fresh(), state.fresh()
+        state.emit(Load(before, buffer, place, node.dtype))
+        state.emit(Let(after, "add", (before, value), node.dtype))
+        state.emit(Store(buffer, place, after))
 
     def _member_point(self, node: Node, point: Point) -> Point:
         found = member_point(node, self.group.domain, point, self.group.axes)
@@ -187,11 +233,11 @@ class _Rows:
     def _row_outputs(self, p: int, outputs: set[int], stored: set[int]) -> None:
         """Store what has one value per row as soon as the passes before have computed it."""
         for node in self.group.nodes:
-            row = self._is_reduction(node) or not self._is_full(node)
+            row = self._is_reduction(node) or not (self._is_full(node) or node.id in self.block_sums)
             if node.id not in outputs or node.id in stored or not row or self.level[node.id] > p:
                 continue
             stored.add(node.id)
-            own = tuple(at(loop) for loop in self.outer)
+            own = self.rows
             if not self._is_reduction(node):
                 own = self._member_point(node, self._point(self.passes[0]))
             store(self.state, node, own)

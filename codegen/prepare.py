@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from codegen.fold import cut_axis, cut_fold, fold_node, is_products
+from codegen.row_blocks import sum_of_blocks, sums_rows
 from symgrad.graph import Graph, Node, Origin
 from symgrad.opdef import OPS, Kind
 from symgrad.program import Program
@@ -116,6 +117,8 @@ def _form(node: Node, windows: Mapping[int, int]) -> Form | None:
         return None
     if _is_over_windows(node, windows):
         return _tap_by_tap
+    if sums_rows(node):
+        return _rows_in_blocks
     return _two_stages if _is_long(node) else None
 
 
@@ -176,8 +179,15 @@ def _sum_to(graph: Graph, node: Node, source: Node) -> Node:
     axes = (*range(lead), *(lead + k for k, d in enumerate(target) if d == 1 and shape[lead + k] != 1))
     if axes:
         total = graph.add(OPS["sum"], (source,), (axes,))
-        source = _two_stages(graph, total, source) if _is_long(total) else total
+        if sums_rows(total):
+            source = sum_of_blocks(graph, source)
+        else:
+            source = _two_stages(graph, total, source) if _is_long(total) else total
     return graph.add(OPS["reshape"], (source,), (target,)) if source.shape != target else source
+
+
+def _rows_in_blocks(graph: Graph, _: Node, source: Node) -> Node:
+    return sum_of_blocks(graph, source)
 
 
 def _two_stages(graph: Graph, node: Node, source: Node) -> Node:
