@@ -28,6 +28,8 @@ LOW = 5
 FEW_STRIPS = 16
 # Lines of a factor that meets one row: how many are read at once.
 ROW_GROUP = 4
+# The share of vectors that may stand idle in the last of wider tiles.
+SPARE = 0.1
 # Iterations of another loop that stand beside columns of one vector.
 MOST_BESIDE = 7
 # Lanes that a tile stores one by one, where its columns are not those of the result: more only take long to compile.
@@ -219,9 +221,7 @@ def choice_by_rules(
 ) -> Choice:
     """What the rules choose, given a part of the choice."""
     shape, rows, columns = frame.shape, frame.rows, frame.columns
-    vectors = vectors or (
-        _turned_vectors(frame) if frame.turned else _vectors(frame.height, columns.extent, frame.lanes)
-    )
+    vectors = vectors or (_turned_vectors(frame) if frame.turned else _vectors(frame))
     if pack_rows is None:
         shared_with = shape.loops_of(frame.row_factor)
         elsewhere = [o.extent for o in shape.outer if o.name not in shared_with and o is not columns]
@@ -374,10 +374,13 @@ def _is_far(shape: Contraction, factor: str, loop: str) -> bool:
     return load is not None and abs(load.index.factor(loop)) * _itemsize(shape, factor) >= FAR_BYTES
 
 
-def _vectors(rows: int, columns: int, lanes: int) -> int:
-    """Vectors in a row of a register tile: more where there are few rows."""
+def _vectors(frame: Frame) -> int:
+    """Vectors in a row of a register tile: more where there are few rows, or where their number keeps tiles low."""
+    rows, available = frame.height, -(-frame.columns.extent // frame.lanes)
     vectors = 2 if rows > 6 else 4 if rows > 2 else 8
-    return max(1, min(vectors, -(-columns // lanes)))
+    if vectors == 2 and rows > frame.tallest(2) and _even(rows, frame.tallest(2)) <= frame.tallest(3):
+        vectors = 3 if -(-available // 3) * 3 <= (1 + SPARE) * available else 2
+    return max(1, min(vectors, available))
 
 
 def _turned_vectors(frame: Frame) -> int:
