@@ -146,6 +146,7 @@ def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
         # Columns outside rows: the panel of columns stays in the cache while the rows pass by.
         steps.append(Distribute(f"{rows}.0"))
     steps += [Distribute(name) for name in reversed(_passing(shape, tiling))]
+    steps += _inward(*reversed(_shifts(shape, tiling)), levels=2)
     blocks = _blocks(shape, tiling)
     steps += shared([name for name, _ in blocks], [size for _, size in blocks])
     extents = {o.name: o.extent for o in shape.outer}
@@ -196,14 +197,14 @@ def _outer(shape: Contraction, tiling: Tiling) -> list[Loop]:
 def _blocks(shape: Contraction, tiling: Tiling) -> list[tuple[str, int]]:
     """The loops around a register tile from outside in, and their extents, before one of them is made parallel."""
     extents = {o.name: o.extent for o in shape.outer}
-    rows, columns, passing = tiling.rows, tiling.columns, _passing(shape, tiling)
-    around = (rows, *tiling.more, columns, *passing)
+    rows, columns, passing, shifts = tiling.rows, tiling.columns, _passing(shape, tiling), _shifts(shape, tiling)
+    around = (rows, *tiling.more, columns, *passing, *shifts)
     blocks = [(o.name, o.extent) for o in _outer(shape, tiling) if o.name not in around]
     blocks.append((f"{columns}.0", -(-extents[columns] // tiling.column_block)))
     blocks += [(name, extents[name]) for name in passing]
     if rows is not None:
         blocks.append((f"{rows}.0", -(-extents[rows] // tiling.row_tile)))
-    return blocks
+    return blocks + [(name, extents[name]) for name in shifts]
 
 
 def _passing(shape: Contraction, tiling: Tiling) -> list[str]:
@@ -212,6 +213,24 @@ def _passing(shape: Contraction, tiling: Tiling) -> list[str]:
         return []
     mine = shape.loops_of(shape.factors[0]) ^ shape.loops_of(shape.factors[1])
     return [o.name for o in shape.outer if o.name in mine and o.name not in (tiling.rows, tiling.columns)]
+
+
+def _shifts(shape: Contraction, tiling: Tiling) -> list[str]:
+    """The loops that read the same rows shifted: the places in a window, where it is not these that are summed over.
+
+    They are innermost: a strip of rows stays in the cache, and what it is stored to.
+    """
+    if tiling.turned or tiling.rows is None or tiling.pack_rows:
+        return []
+    factor = next(f for f in shape.factors if tiling.rows in shape.loops_of(f))
+    load = shape.load(factor)
+    if load is None:
+        return []
+    near = {load.index.factor(o.name) for o in shape.inner} - {0}
+    shifted = [o.name for o in shape.outer if load.index.factor(o.name) in near]
+    mine = shape.loops_of(shape.factors[0]) ^ shape.loops_of(shape.factors[1])
+    kept = (tiling.rows, *tiling.more)
+    return [] if tiling.rows in shifted else [name for name in shifted if name in mine and name not in kept]
 
 
 def _is_filled_once(shape: Contraction, tiling: Tiling, factor: str) -> bool:
