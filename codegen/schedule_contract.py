@@ -35,6 +35,8 @@ from codegen.turn import Turn
 
 # Instructions of an epilogue, written out for every accumulator, from which it is kept in loops.
 LONG_EPILOGUE = 300
+# Lines of a factor that are packed for all tiles before the next ones.
+PACKED_LINES = 16
 # Vectors and elements of the pieces in which the lines of a factor are read that meets one row.
 ROW_VECTORS = 32
 ROW_LONGEST = 2048
@@ -264,18 +266,31 @@ def _inward(*loops: str, levels: int) -> list[Step]:
 
 
 def _pack_steps(pack: Kernel, shape: Contraction, loop: str, tile: int, run: int, lanes: int) -> tuple[Step, ...]:
-    """Tiles outermost; the direction in which the source lies contiguous runs along the lanes."""
+    """Tiles outermost; the direction in which the source lies contiguous runs along the lanes.
+
+    Where that is across tiles, a few lines are read for all of these before the next ones.
+    """
     nest = [f.loop for f in loops_of(pack.body)]
     inner = [one.name for one in nest if one.name in {o.name for o in shape.inner}]
     outer = [one for one in nest if one.name not in inner and one.name != loop]
-    steps: list[Step] = [Split(loop, tile)]
+    extents = {one.name: one.extent for one in nest}
+    body = next(f.body for f in loops_of(pack.body) if not any(isinstance(s, For) for s in f.body))
+    steps: list[Step] = []
+    if run == 1 and inner and lies_along(body, loop) and extents[inner[-1]] > PACKED_LINES:
+        last = inner[-1]
+        steps += [Split(last, PACKED_LINES), *[Distribute(loop)] * len(inner), Split(loop, tile)]
+        steps += [Distribute(f"{loop}.1"), *copy_steps(body, f"{loop}.1", (), lanes)]
+        before = [*(one.name for one in outer), *inner[:-1]]
+        blocks = [*before, f"{last}.0", f"{loop}.0"]
+        sizes = [*(extents[name] for name in before), -(-extents[last] // PACKED_LINES), -(-extents[loop] // tile)]
+        return (*steps, *shared(blocks, sizes))
+    steps.append(Split(loop, tile))
     if run > 1:
         last = inner[-1]
         steps += [Split(last, run), *[Distribute(f"{loop}.1")] * len(inner)]
         steps += [Split(f"{last}.1", min(lanes, run)), Vectorize(f"{last}.1.1", min(lanes, run))]
         steps.append(Unroll(f"{last}.1.0"))
     else:
-        body = next(f.body for f in loops_of(pack.body) if not any(isinstance(s, For) for s in f.body))
         summed = [one for one in nest if one.name in inner]
         if lies_along(body, loop):
             steps += [Distribute(f"{loop}.1")] * len(inner)
