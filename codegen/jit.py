@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import sys
 import threading
 import weakref
 from collections import deque
@@ -22,6 +23,8 @@ from symgrad.errors import CompileError
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+HELPED_TURN = 1e-4
 
 _lock = threading.RLock()  # reentrant: the collector may drop a Library while this thread compiles
 
@@ -94,6 +97,9 @@ class Batch:
 
     A context manager; until it is left, no other thread uses LLVM and the process does not fork. Without helpers a
     module is compiled when it is added. Errors are those of `compile_object`.
+
+    Helpers need the interpreter for a moment between modules only, so they are given it soon: until the batch is left
+    its threads take turns after HELPED_TURN seconds.
     """
 
     def __init__(self, target: Target, helpers: int) -> None:
@@ -105,12 +111,17 @@ class Batch:
         self._jobs: list[_Job] = []
         self._idle = 0
         self._left = False
+        self._turn = 0.0
 
     def __enter__(self) -> Batch:
         _lock.acquire()
+        self._turn = sys.getswitchinterval()
+        if self._helpers:
+            sys.setswitchinterval(min(self._turn, HELPED_TURN))
         return self
 
     def __exit__(self, *_: object) -> None:
+        sys.setswitchinterval(self._turn)
         with self._changed:
             self._left = True
             self._waiting.clear()
@@ -133,6 +144,9 @@ class Batch:
             self._waiting.append(job)
             if len(self._waiting) > self._idle and len(self._threads) < self._helpers:
                 lane = len(self._threads) + 1
+                # Made here: a helper would wait for the interpreter after every call that this takes.
+                for one in (0, 2):
+                    _machine(self._target, one, lane)
                 thread = threading.Thread(target=self._help, args=(lane,), name=f"symgrad compiler {lane}", daemon=True)
                 self._threads.append(thread)
                 thread.start()
