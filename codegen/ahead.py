@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from codegen.affine import variable
-from codegen.loop import Body, Fetch, For, Kernel, Load, Space, Stmt, Store, loops_of
+from codegen.affine import ZERO, variable
+from codegen.loop import (
+    Bind,
+    Body,
+    Fetch,
+    For,
+    Kernel,
+    Load,
+    Loop,
+    Space,
+    Stmt,
+    Store,
+    loops_of,
+    replace_loops,
+    statements_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +35,20 @@ class Ahead:
     inner: str
     rows: str
     least: int
+
+
+@dataclass(frozen=True, slots=True)
+class StripAhead:
+    """While the register tiles of a strip of rows are summed, fetch the rows of the next strip.
+
+    `strips` is the loop over strips, `rows` the one over the rows of a strip, and `run` the innermost one of the sum,
+    in which the elements of a row are neighbors on a cache line: what it reads is fetched once, a strip before. Where
+    a loop over tiles side by side passes the strip several times, each of them fetches its share of the rows.
+    """
+
+    strips: str
+    rows: str
+    run: str
 
 
 def fetch_ahead(kernel: Kernel, step: Ahead) -> Kernel:
@@ -41,18 +69,41 @@ def fetch_ahead(kernel: Kernel, step: Ahead) -> Kernel:
             index = index.substitute({step.rows: variable(step.rows) + 1})
         fetches[Fetch(access.buffer, index, write)] = None
 
-    def change(body: Body) -> Body:
+    return replace(kernel, body=replace_loops(kernel.body, step.inner, lambda f: (For(f.loop, (*fetches, *f.body)),)))
+
+
+def fetch_strip(kernel: Kernel, step: StripAhead) -> Kernel:
+    """The kernel with fetches before the loops called `run`."""
+    height = max(f.loop.extent for f in loops_of(kernel.body) if f.loop.name == step.rows)
+
+    def fetches(load: Load, around: Sequence[Loop]) -> For:
+        """Those for what a load reads, inside of loops around it."""
+        passes = [one for one in around if not load.index.factor(one.name)]
+        row, share = variable(step.rows), height
+        if passes:
+            share = -(-height // (passes[-1].start + passes[-1].extent))
+            row = row + variable(passes[-1].name) * share
+        values = {step.strips: variable(step.strips) + 1, step.rows: row, step.run: ZERO}
+        return For(Loop(step.rows, share, 0, Bind.UNROLL), (Fetch(load.buffer, load.index.substitute(values)),))
+
+    def in_strip(body: Body, around: tuple[Loop, ...]) -> Body:
         out: list[Stmt] = []
         for stmt in body:
             if not isinstance(stmt, For):
                 out.append(stmt)
-            elif stmt.loop.name == step.inner:
-                out.append(For(stmt.loop, (*fetches, *stmt.body)))
+            elif stmt.loop.name == step.run:
+                loads = dict.fromkeys(s for s in statements_of(stmt.body) if isinstance(s, Load))
+                rows = [s for s in loads if s.index.factor(step.rows) and s.index.factor(step.run) == 1]
+                out += [*(fetches(load, around) for load in rows), stmt]
             else:
-                out.append(For(stmt.loop, change(stmt.body)))
+                out.append(For(stmt.loop, in_strip(stmt.body, (*around, stmt.loop))))
         return tuple(out)
 
-    return replace(kernel, body=change(kernel.body))
+    def strips(stmt: For) -> Body:
+        is_last = stmt.loop.start > 0  # what a split left over
+        return (stmt if is_last else For(stmt.loop, in_strip(stmt.body, ())),)
+
+    return replace(kernel, body=replace_loops(kernel.body, step.strips, strips))
 
 
 def _accesses(kernel: Kernel) -> Iterator[tuple[str, Load | Store]]:

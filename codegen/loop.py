@@ -220,6 +220,19 @@ def loops_of(body: Body) -> Iterator[For]:
             yield from loops_of(stmt.body)
 
 
+def replace_loops(body: Body, name: str, change: Callable[[For], Body]) -> Body:
+    """A body with every loop of this name replaced by what `change` makes of it."""
+    out: list[Stmt] = []
+    for stmt in body:
+        if not isinstance(stmt, For):
+            out.append(stmt)
+        elif stmt.loop.name == name:
+            out += change(stmt)
+        else:
+            out.append(For(stmt.loop, replace_loops(stmt.body, name, change)))
+    return tuple(out)
+
+
 def statements_of(body: Body) -> Iterator[Stmt]:
     """Every statement in a body and in its loops that is no loop, in the order of the text."""
     for stmt in body:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from codegen.ahead import StripAhead
 from codegen.costs import COSTS
 from codegen.loop import For, Kernel, Let, Loop, loops_of
 from codegen.stage import (
@@ -119,6 +120,7 @@ def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
     inside = (*more, columns) if rows is None else (rows, *more, columns)
     steps += innermost([o.name for o in _outer(shape, tiling)], *inside)[0]
     levels = 1 + len(shape.inner)
+    fetching: str | None = None
     if shape.inner:
         last = shape.inner[-1].name
         if shape.inner[-1].extent >= 2 * CHAIN:
@@ -126,6 +128,9 @@ def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
             last, levels = f"{last}.1", levels + 1
         if tiling.run > 1:
             steps.append(Split(last, tiling.run))
+        if tiling.line:
+            steps.append(Split(last, tiling.line))
+            fetching, levels = f"{last}.1", levels + 1
     steps.append(Split(columns, tiling.column_block))
     if tiling.is_blocked:
         steps.append(Split(f"{columns}.1", tiling.column_tile))
@@ -154,6 +159,8 @@ def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
     extents = {o.name: o.extent for o in shape.outer}
     if rows is not None and extents[rows] % tiling.row_tile:
         steps += [Merge(name) for name, _ in blocks if name != f"{rows}.0"]
+    if fetching is not None:
+        steps.append(StripAhead(f"{rows}.0", f"{rows}.1", fetching))
     return tuple(steps)
 
 

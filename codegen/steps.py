@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from codegen.affine import Affine, tile_of, tile_quotient, tile_remainder, variable
-from codegen.ahead import Ahead, fetch_ahead
+from codegen.ahead import Ahead, StripAhead, fetch_ahead, fetch_strip
 from codegen.loop import (
     Accumulate,
     Bind,
@@ -29,6 +29,7 @@ from codegen.loop import (
     indices_of,
     loops_of,
     map_indices,
+    replace_loops,
     statements_of,
     used,
 )
@@ -150,6 +151,7 @@ Step: TypeAlias = (
     | Transpose
     | Stream
     | Ahead
+    | StripAhead
     | Vectorize
     | Unroll
     | Parallel
@@ -166,15 +168,15 @@ def apply(kernel: Kernel, steps: Iterable[Step]) -> Kernel:
 def _apply_one(kernel: Kernel, step: Step) -> Kernel:
     match step:
         case Split(loop, factor):
-            return replace(kernel, body=_rewrite(kernel.body, loop, lambda f: _split(f, factor)))
+            return replace(kernel, body=replace_loops(kernel.body, loop, lambda f: _split(f, factor)))
         case Distribute(loop):
             return _distribute(kernel, loop)
         case Fuse(outer, inner):
-            return replace(kernel, body=_rewrite(kernel.body, outer, lambda f: _fuse(f, inner)))
+            return replace(kernel, body=replace_loops(kernel.body, outer, lambda f: _fuse(f, inner)))
         case Block(loop, total):
             return _block(kernel, loop, total)
         case Join(loop):
-            return replace(kernel, body=_rewrite(kernel.body, loop, lambda f: (For(f.loop, _joined(f.body)),)))
+            return replace(kernel, body=replace_loops(kernel.body, loop, lambda f: (For(f.loop, _joined(f.body)),)))
         case Merge(loop):
             return replace(kernel, body=_merged(kernel.body, loop))
         case Spill():
@@ -189,28 +191,18 @@ def _apply_one(kernel: Kernel, step: Step) -> Kernel:
             return apply_stream(kernel, step)
         case Ahead():
             return fetch_ahead(kernel, step)
+        case StripAhead():
+            return fetch_strip(kernel, step)
         case Vectorize(loop, lanes):
-            return replace(kernel, body=_rewrite(kernel.body, loop, lambda f: _bound(f, Bind.VECTOR, lanes)))
+            return replace(kernel, body=replace_loops(kernel.body, loop, lambda f: _bound(f, Bind.VECTOR, lanes)))
         case Unroll(loop):
-            return replace(kernel, body=_rewrite(kernel.body, loop, lambda f: _bound(f, Bind.UNROLL, 0)))
+            return replace(kernel, body=replace_loops(kernel.body, loop, lambda f: _bound(f, Bind.UNROLL, 0)))
         case Parallel(loop):
             body = tuple(
                 For(replace(s.loop, bind=Bind.PARALLEL), s.body) if isinstance(s, For) and s.loop.name == loop else s
                 for s in kernel.body
             )
             return replace(kernel, body=body)
-
-
-def _rewrite(body: Body, name: str, change: Callable[[For], Body]) -> Body:
-    out: list[Stmt] = []
-    for stmt in body:
-        if not isinstance(stmt, For):
-            out.append(stmt)
-        elif stmt.loop.name == name:
-            out += change(stmt)
-        else:
-            out.append(For(stmt.loop, _rewrite(stmt.body, name, change)))
-    return tuple(out)
 
 
 def _bound(stmt: For, bind: Bind, lanes: int) -> Body:
@@ -400,7 +392,7 @@ def _spill(kernel: Kernel, step: Spill) -> Kernel:
         return (For(block.loop, tuple(tiles)), *rest)
 
     loop, change = (step.rows, in_place) if step.block is None else (step.block, after)
-    return replace(kernel, body=_rewrite(kernel.body, loop, change), locals=(*kernel.locals, kept))
+    return replace(kernel, body=replace_loops(kernel.body, loop, change), locals=(*kernel.locals, kept))
 
 
 def _kept(kernel: Kernel, total: str) -> Kernel:
@@ -468,7 +460,7 @@ def _distribute(kernel: Kernel, name: str) -> Kernel:
         body = tuple(_shift_accumulators(s, own, sizes, name) for s in stmt.body)
         return _segments(stmt.loop, body)
 
-    body = _rewrite(kernel.body, name, change)
+    body = replace_loops(kernel.body, name, change)
     locals_ = tuple(replace(b, size=grown.get(b.name, b.size)) for b in kernel.locals)
     return replace(kernel, body=body, locals=locals_)
 

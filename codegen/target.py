@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+CACHE_LINE = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Target:

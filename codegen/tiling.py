@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from codegen.loop import Finish, Kernel, Load, Loop, Stmt, Store, loops_of, statements_of, used
 from codegen.stage import Contraction, contraction_of
-from codegen.target import Target
+from codegen.target import CACHE_LINE, Target
 
 # Iterations that make a parallel loop worth having.
 PARALLEL_UNITS = 8
@@ -24,12 +24,20 @@ FAR_BYTES = 1024
 FAR_STEPS = 64
 # Tiles of rows from which one that is lower than the others costs little.
 LOW = 5
+# Instructions of a step of the sum beside those for the elements of a tile, and how many a core takes in a cycle while
+# another thread has half of it; multiply-adds in a cycle, and the cycles until one is done.
+STEP_INSTRUCTIONS = 3
+INSTRUCTIONS = 3
+MULTIPLY_ADDS = 2
+LATENCY = 4
+# Tiles that divide all rows or columns need no second form of the kernel for the rest: they may take so much longer.
+SECOND_FORM = 1.01
+# Multiply-adds up to which a product is no work for several workers.
+SMALL = 1 << 21
 # Strips of rows that pass a panel, up to which it is kept small.
 FEW_STRIPS = 16
 # Lines of a factor that meets one row: how many are read at once.
 ROW_GROUP = 4
-# The share of vectors that may stand idle in the last of wider tiles.
-SPARE = 0.1
 # Iterations of another loop that stand beside columns of one vector.
 MOST_BESIDE = 7
 # Lanes that a tile stores one by one, where its columns are not those of the result: more only take long to compile.
@@ -39,6 +47,8 @@ MAX_SCATTERED = 16
 TURN_TERMS = 16
 PACK_ROWS = 40
 UNALIGNED = 0.9
+# Vectors of a register tile.
+VECTORS = (1, 2, 3, 4, 8)
 # Vectors of a register tile, register tiles of a panel and how many of what can stand beside columns are tried where
 # the choice is measured.
 TRIED_VECTORS = (1, 2, 3, 4)
@@ -94,9 +104,15 @@ class Frame:
         return math.prod(one.extent for one in self.shape.inner)
 
     def tallest(self, vectors: int) -> int:
-        """The most rows of so many vectors that registers hold, and that fit into the lanes once they are turned."""
-        tallest = max(1, (self.target.registers - 4) // vectors)
-        return min(tallest, self.lanes) if self.turned else tallest
+        """The most rows of so many vectors that registers hold, beside those of the columns and a row's element.
+
+        Turned ones are no more than the lanes.
+        """
+        registers = self.target.registers
+        rows = min(registers - 4, registers - 1 - vectors) // vectors
+        # With an odd number of multiply-adds the last one would be alone in its cycle.
+        rows = max(1, rows - rows * vectors % MULTIPLY_ADDS)
+        return min(rows, self.lanes) if self.turned else rows
 
     def tiles(self, vectors: int) -> int:
         """How many register tiles of so many vectors the columns take."""
@@ -123,6 +139,7 @@ class Tiling:
     run: int
     column_block: int
     turned: bool
+    line: int  # elements on a cache line of the rows, which are fetched a strip ahead; 0 where they are not
 
     @property
     def column_tile(self) -> int:
@@ -286,23 +303,42 @@ def _can_read_columns(frame: Frame) -> bool:
 
 
 def tiling_of(frame: Frame, choice: Choice) -> Tiling:
-    load = frame.shape.load(frame.row_factor)
-    last = frame.shape.inner[-1] if frame.shape.inner else None
-    along = load is not None and last is not None and last.extent >= RUN and load.index.factor(last.name) == 1
+    more, _ = _rows_of_tile(frame, choice.vectors, choice.pack_rows, choice.beside)
     return Tiling(
         frame.rows.name if frame.rows is not None else None,
         choice.beside,
-        _rows_of_tile(frame, choice.vectors, choice.pack_rows, choice.beside)[0],
+        more,
         frame.columns.name,
         choice.row_tile,
         choice.vectors,
         frame.lanes,
         pack_rows=choice.pack_rows,
         pack_columns=choice.pack_columns,
-        run=RUN if choice.pack_rows and along else 1,
+        run=RUN if choice.pack_rows and _rows_lie_along(frame, RUN) else 1,
         column_block=choice.column_block * frame.lanes * choice.vectors,
         turned=frame.turned,
+        line=0 if choice.pack_rows or more else _fetched_line(frame, choice.row_tile),
     )
+
+
+def _rows_lie_along(frame: Frame, least: int) -> bool:
+    """Whether at least so many neighbors in the sum are neighbors in the rows."""
+    load = frame.shape.load(frame.row_factor)
+    last = frame.shape.inner[-1] if frame.shape.inner else None
+    return load is not None and last is not None and last.extent >= least and load.index.factor(last.name) == 1
+
+
+def _fetched_line(frame: Frame, row_tile: int) -> int:
+    """Elements on a cache line of rows worth fetching a strip ahead, as all of them are much for the caches; else 0.
+
+    Sums of pieces that are no whole lines would need a second form of the kernel, so they are left to the machine.
+    """
+    itemsize = _itemsize(frame.shape, frame.row_factor)
+    line = CACHE_LINE // itemsize
+    much = frame.height * frame.depth * itemsize > frame.target.l2 // 4
+    if frame.height <= row_tile or not much or not _rows_lie_along(frame, 2 * line):
+        return 0
+    return 0 if frame.shape.inner[-1].extent % line else line
 
 
 def is_one_row(frame: Frame) -> bool:
@@ -375,12 +411,19 @@ def _is_far(shape: Contraction, factor: str, loop: str) -> bool:
 
 
 def _vectors(frame: Frame) -> int:
-    """Vectors in a row of a register tile: more where there are few rows, or where their number keeps tiles low."""
-    rows, available = frame.height, -(-frame.columns.extent // frame.lanes)
-    vectors = 2 if rows > 6 else 4 if rows > 2 else 8
-    if vectors == 2 and rows > frame.tallest(2) and _even(rows, frame.tallest(2)) <= frame.tallest(3):
-        vectors = 3 if -(-available // 3) * 3 <= (1 + SPARE) * available else 2
-    return max(1, min(vectors, available))
+    """Vectors in a row of a register tile: those that take the least time, and leave tiles for all workers."""
+    rows, columns, lanes = frame.height, frame.columns.extent, frame.lanes
+    elsewhere = math.prod(o.extent for o in frame.shape.outer if o is not frame.columns and o is not frame.rows)
+    alone = elsewhere >= PARALLEL_UNITS or rows * columns * frame.depth * elsewhere <= SMALL
+
+    def time(vectors: int) -> float:
+        height = _even(rows, frame.tallest(vectors))
+        tiles, rest = divmod(columns, lanes * vectors)
+        cycles = tiles * _cycles_of_strips(rows, height, vectors)
+        return (cycles + _cycles_of_strips(rows, height, -(-rest // lanes))) * SECOND_FORM if rest else cycles
+
+    possible = [v for v in VECTORS if v <= 2 or alone or columns >= PARALLEL_UNITS * lanes * v]
+    return min((v for v in possible if v <= -(-columns // lanes)), key=lambda v: (time(v), v))
 
 
 def _turned_vectors(frame: Frame) -> int:
@@ -398,6 +441,23 @@ def _even(rows: int, tallest: int) -> int:
             if rows % tile == 0:
                 return tile
     return -(-rows // -(-rows // tallest))
+
+
+def _cycles_of_strips(rows: int, height: int, vectors: int) -> float:
+    strips, rest = divmod(rows, height)
+    cycles = strips * _cycles(height, vectors)
+    return (cycles + _cycles(rest, vectors)) * SECOND_FORM if rest else cycles
+
+
+def _cycles(rows: int, vectors: int) -> float:
+    """The time of a step of the sum in a register tile.
+
+    It is the mean of what the multiply-adds take where nothing else does, and what all the instructions take: a core
+    whose other thread is busy has no more room for them than that.
+    """
+    products = -(-rows * vectors // MULTIPLY_ADDS)
+    instructions = rows * vectors + rows + vectors + STEP_INSTRUCTIONS
+    return (max(products, LATENCY) + max(instructions / INSTRUCTIONS, LATENCY)) / 2
 
 
 def _column_block(frame: Frame, vectors: int, strips: int, shares: int) -> int:

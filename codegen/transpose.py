@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from codegen.affine import Affine, variable
-from codegen.loop import Bind, Body, Buffer, For, Kernel, Load, Space, Stmt, Store
+from codegen.loop import Bind, Body, Buffer, For, Kernel, Load, Space, Stmt, Store, replace_loops
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +69,10 @@ def apply_transpose(kernel: Kernel, step: Transpose) -> Kernel:
     """The kernel with every loop called `rows` turned. ValueError where the loops do not fit."""
     buffers: dict[str, Buffer] = {}
 
-    def change(body: Body) -> Body:
-        out: list[Stmt] = []
-        for stmt in body:
-            if not isinstance(stmt, For):
-                out.append(stmt)
-            elif stmt.loop.name == step.rows:
-                turned, made = transpose(stmt, step)
-                out += turned
-                buffers.update((b.name, b) for b in made)
-            else:
-                out.append(For(stmt.loop, change(stmt.body)))
-        return tuple(out)
+    def change(stmt: For) -> Body:
+        turned, made = transpose(stmt, step)
+        buffers.update((b.name, b) for b in made)
+        return turned
 
-    return replace(kernel, body=change(kernel.body), locals=(*kernel.locals, *buffers.values()))
+    body = replace_loops(kernel.body, step.rows, change)
+    return replace(kernel, body=body, locals=(*kernel.locals, *buffers.values()))

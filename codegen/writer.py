@@ -13,12 +13,11 @@ from codegen.affine import Affine
 from codegen.loop import Fetch, Kernel, Load, Space, Store
 from codegen.scalar_builder import ScalarBuilder, Value, memory_type
 from codegen.shuffles import transposed
-from codegen.target import Target
+from codegen.target import CACHE_LINE, Target
 from symgrad.errors import CompileError
 from symgrad.types import DType, bool_, int64, uint8
 
 SCRATCH_ALIGNMENT = 64
-CACHE_LINE = 64
 # Lanes at most this many elements apart are read as whole vectors and shuffled.
 MAX_SHUFFLED = 4
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 
@@ -41,6 +42,7 @@ from codegen.loop import (
 from codegen.loop_print import kernel_text
 from codegen.loop_verify import highest, verify
 from codegen.steps import Step, apply
+from codegen.tiling import choice_by_rules, frame_of
 from symgrad.errors import CompileError
 from symgrad.opdef import OPS, Kind
 from symgrad.optimize import optimize
@@ -190,6 +192,67 @@ def test_what_is_fetched_ahead() -> None:
 
     assert Ahead("r1_1.1", "d0", WIDE.l2) in steps(1000, 1024)
     assert not any(isinstance(s, Ahead) for s in steps(100_000, 100))
+
+
+def accesses(body: Body, values: dict[str, int]) -> Iterator[tuple[Fetch | Load, int]]:
+    """The fetches and loads that a body executes, in order, and where."""
+    for stmt in body:
+        if isinstance(stmt, For):
+            for at in range(stmt.loop.start, stmt.loop.start + stmt.loop.extent):
+                yield from accesses(stmt.body, {**values, stmt.loop.name: at})
+        elif isinstance(stmt, Fetch | Load):
+            yield stmt, stmt.index.const + sum(factor * values[name] for name, factor in stmt.index.terms)
+
+
+@pytest.mark.parametrize("form", ["columns in panels", "rows shared", "long sums"])
+def test_the_next_strip_of_rows_is_fetched(form: str) -> None:
+    """Every line of every row but those of the first strip, before it is read; that changes no result."""
+    target = replace(jit.host_target(), l2=1 << 12)
+    rows, depth, columns = {"columns in panels": (40, 64, 600), "rows shared": (200, 64, 40)}.get(form, (40, 1024, 40))
+    g = sg.Graph()
+    x, y = g.input("x", (rows, depth)), g.input("y", (depth, columns))
+    (low,) = kernels_of(Program(g, (x, y), (x @ y,)), target)
+    kernel = low.scheduled[-1].kernel
+    verify(kernel)
+    lines = [(stmt, at // 16) for stmt, at in accesses(kernel.body, {}) if stmt.buffer == kernel.params[0].name]
+    read = {line for stmt, line in lines if isinstance(stmt, Load)}
+    assert len(read) == rows * depth // 16
+    seen: set[int] = set()
+    unforeseen: set[int] = set()
+    for stmt, line in lines:
+        if isinstance(stmt, Load) and line not in seen:
+            unforeseen.add(line)
+        seen.add(line)
+    strip = max(f.loop.extent for f in loops_of(kernel.body) if f.loop.name == "d0.1")
+    assert unforeseen == set(range(strip * depth // 16))
+
+    generator = np.random.default_rng(5)
+    a, b = (generator.integers(-4, 5, shape).astype(np.float32) for shape in ((rows, depth), (depth, columns)))
+    memory = run_all(
+        low.scheduled,
+        {"p0": a.ravel(), "p1": b.ravel()},
+        lambda kernel, arrays: Native(kernel, target).run(arrays),
+    )
+    np.testing.assert_array_equal(memory["p2"], (a @ b).ravel())
+
+
+def test_register_tiles_are_wide_where_that_spares_instructions() -> None:
+    """Six rows of four vectors take 34 instructions for 24 multiply-adds, fourteen of two 44 for 28."""
+
+    def tile(rows: int, depth: int, columns: int) -> tuple[int, int]:
+        g = sg.Graph()
+        x, y = g.input("x", (rows, depth)), g.input("y", (depth, columns))
+        (low,) = kernels_of(Program(g, (x, y), (x @ y,)), WIDE)
+        frame = frame_of(low.naive, WIDE)
+        assert frame is not None
+        choice = choice_by_rules(frame)
+        return choice.row_tile, choice.vectors
+
+    assert tile(1024, 1024, 1024) == (6, 4)
+    assert tile(32, 768, 3072) == (8, 3)  # no strip is lower than the others
+    assert tile(256, 256, 256) == (14, 2)  # four tiles of four vectors would not do for all workers
+    assert tile(64, 64, 64) == (6, 4)  # which do not come for so little
+    assert tile(2, 64, 256) == (2, 8)
 
 
 # The verifier
