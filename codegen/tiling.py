@@ -47,6 +47,8 @@ MAX_SCATTERED = 16
 TURN_TERMS = 16
 PACK_ROWS = 40
 UNALIGNED = 0.9
+# Bytes that a core finds again without a search for their pages: packed columns of a tile that many rows pass.
+REACH = 64 << 12
 # Vectors of a register tile.
 VECTORS = (1, 2, 3, 4, 8)
 # Vectors of a register tile, register tiles of a panel and how many of what can stand beside columns are tried where
@@ -422,8 +424,13 @@ def _vectors(frame: Frame) -> int:
         cycles = tiles * _cycles_of_strips(rows, height, vectors)
         return (cycles + _cycles_of_strips(rows, height, -(-rest // lanes))) * SECOND_FORM if rest else cycles
 
-    possible = [v for v in VECTORS if v <= 2 or alone or columns >= PARALLEL_UNITS * lanes * v]
-    return min((v for v in possible if v <= -(-columns // lanes)), key=lambda v: (time(v), v))
+    def is_possible(vectors: int) -> bool:
+        shared = alone or columns >= PARALLEL_UNITS * lanes * vectors
+        near = rows <= frame.tallest(vectors) or frame.column_bytes(vectors) <= REACH
+        return vectors <= 2 or (shared and near)
+
+    available = -(-columns // lanes)
+    return min((v for v in VECTORS if v <= available and is_possible(v)), key=lambda v: (time(v), v))
 
 
 def _turned_vectors(frame: Frame) -> int:

@@ -216,7 +216,7 @@ def test_the_peak_as_a_formula() -> None:
     w = g.param("w", np.ones((48, 48), np.float32))
     loss = sg.mean(sg.tanh(sg.tanh(x @ w) @ w) ** 2)
     formulas = set()
-    for rows in (16, 64, 112):
+    for rows in (48, 64, 112):
         f = sg.compile([x], [loss, sg.grad(loss, w)]).prepare(rows=rows)
         taken, formula = peak_of(f.report())
         assert 0 < taken <= arena(f)
