@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from symgrad.record import record
 
-@dataclass(frozen=True, slots=True)
+
+@record
 class Affine:
     """`const + sum(factor * variable)`. Terms are sorted by name and have no zero factor."""
 

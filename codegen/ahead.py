@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 
 from codegen.affine import ZERO, variable
 from codegen.loop import (
@@ -21,9 +20,10 @@ from codegen.loop import (
     replace_loops,
     statements_of,
 )
+from symgrad.record import record, replace
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ahead:
     """In the vector loop `inner` of one pass over a row, fetch what the passes read of the next row.
 
@@ -37,7 +37,7 @@ class Ahead:
     least: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StripAhead:
     """While the register tiles of a strip of rows are summed, fetch the rows of the next strip.
 

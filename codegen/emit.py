@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from codegen.affine import Affine
 from codegen.combine import Accumulator, beginning, better, combined, result
@@ -30,12 +29,13 @@ from codegen.scalar_builder import Value, llvm_type
 from codegen.target import Target
 from codegen.writer import CACHE_LINE, Level, Named, Variable, Writer, scratch_layout
 from symgrad.errors import CompileError
+from symgrad.record import record
 from symgrad.types import bool_
 
 SIGNATURE = "(ptr noalias %slots, ptr noalias %args, i64 %begin, i64 %end, ptr noalias %scratch, ptr noalias %status)"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Emitted:
     """The text of one kernel function and what its module must hold besides."""
 

@@ -7,7 +7,6 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from codegen.plan import MemoryPlan, Work, original
 from codegen.profile import Profile, kernel_table
 from symgrad.graph import Node, describe
 from symgrad.program import Program
+from symgrad.record import record
 from symgrad.storage import aligned_copy
 from symgrad.types import static_size
 
@@ -63,7 +63,7 @@ _OBJECTS = sys.implementation.name == "cpython" and _data_field_works()
 _where: Callable[[Array], int] = id if _OBJECTS else _address
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Launchable:
     """A work with its machine code, whether workers meet before it, and what keeps the code mapped."""
 

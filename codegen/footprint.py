@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from codegen.plan import MemoryPlan, Place, Work, original
+from symgrad.record import record
 from symgrad.types import Dim, unbound
 
 # Values at the peak that are named one by one.
@@ -16,7 +16,7 @@ NAMED_VALUES = 8
 NEAR = 0.97
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Peak:
     """The number of the work at which most bytes of the arena are in use, those bytes, and the values they hold.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import TypeAlias
 
@@ -15,6 +14,7 @@ from codegen.row_blocks import summed_in_blocks
 from symgrad.graph import Attrs, Node
 from symgrad.opdef import Kind
 from symgrad.program import Program
+from symgrad.record import record
 from symgrad.types import static_shape
 
 
@@ -32,7 +32,7 @@ class Anchor(enum.Enum):
     SORT = "sort"  # elements put in order along one axis
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Group:
     """Nodes computed by one kernel over `domain`, of which `axes` are reduced or scanned. `outputs` are stored."""
 

@@ -15,6 +15,7 @@ from symgrad import types
 from symgrad.errors import CompileError
 from symgrad.graph import Node, describe
 from symgrad.opdef import Kind
+from symgrad.record import record
 from symgrad.storage import Literal
 from symgrad.types import DType, static_shape, static_size
 
@@ -316,7 +317,7 @@ def np_zero(dtype: DType) -> types.Array:
     return np.zeros((), dtype.np)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Lowered:
     """A naive kernel and the nodes its parameters stand for, inputs and outputs."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from codegen.affine import variable
 from codegen.costs import estimated_ns
@@ -13,10 +13,11 @@ from codegen.loop import Body, Buffer, For, Kernel, Load, Loop, Space, Stmt, Sto
 from codegen.plan import Work
 from codegen.schedule_cpu import schedule
 from codegen.target import Target
+from symgrad.record import record, replace
 from symgrad.types import DType
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Access:
     """A load or store, with the loops around it from outside in, and what place each has in the body before it."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from codegen.affine import Affine
+from symgrad.record import record, replace
 from symgrad.types import DType
 
 
@@ -29,7 +29,7 @@ class Bind(enum.Enum):
     UNROLL = "unroll"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Buffer:
     """A flat array of `size` elements."""
 
@@ -40,7 +40,7 @@ class Buffer:
     written: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Loop:
     """A variable that runs from `start` over `extent` values. A vector loop has `lanes` >= extent."""
 
@@ -51,7 +51,7 @@ class Loop:
     lanes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Let:
     """Name the result of a scalar operation of the pointwise vocabulary, or of `const` with attribute `value`."""
 
@@ -62,7 +62,7 @@ class Let:
     attrs: tuple[tuple[str, Any], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Index:
     """Name the value of an affine expression as a number."""
 
@@ -71,7 +71,7 @@ class Index:
     dtype: DType
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Load:
     """Name an element. Where a guard is negative nothing is read and the value is unspecified."""
 
@@ -82,7 +82,7 @@ class Load:
     guard: tuple[Affine, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Within:
     """Name the truth of `every guard >= 0`."""
 
@@ -90,7 +90,7 @@ class Within:
     guard: tuple[Affine, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Store:
     """Write an element: `past_caches` where nobody reads it soon and every line of memory is written whole."""
 
@@ -100,7 +100,7 @@ class Store:
     past_caches: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Fetch:
     """Ask for an element to be brought near, to be read or written later. It need not be inside of the buffer."""
 
@@ -109,7 +109,7 @@ class Fetch:
     write: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Init:
     """Set an accumulator to the identity of its combination."""
 
@@ -118,7 +118,7 @@ class Init:
     combine: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Accumulate:
     """Combine values into an accumulator: one value; two factors for `fma`; value and index for argmax, argmin.
 
@@ -132,7 +132,7 @@ class Accumulate:
     name: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Finish:
     """Name the combined value of an accumulator, folding its lanes in a fixed tree."""
 
@@ -143,7 +143,7 @@ class Finish:
     dtype: DType
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class For:
     """Run the body once for each value of the loop."""
 
@@ -155,7 +155,7 @@ Stmt: TypeAlias = Let | Index | Load | Within | Store | Fetch | Init | Accumulat
 Body: TypeAlias = tuple[Stmt, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Kernel:
     """A function over buffers. `params` are passed by the caller in order; `locals` are its own."""
 

@@ -33,6 +33,7 @@ from codegen.loop_print import kernel_text
 from codegen.stream import is_whole
 from symgrad.errors import CompileError, SymgradError
 from symgrad.opdef import OPS, Kind
+from symgrad.record import record
 from symgrad.types import DType, Type, bool_, int64
 
 # How many values each combination takes.
@@ -42,7 +43,7 @@ COMBINATIONS: Mapping[str, int] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Known:
     """What is known of a named value: its data type, and whether it differs between the lanes of the vector loop."""
 

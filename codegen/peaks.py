@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -27,6 +26,7 @@ from codegen.steps import apply
 from codegen.stream import streams
 from codegen.target import Target
 from codegen.timing import Timed, assembled
+from symgrad.record import record
 from symgrad.storage import aligned_copy
 from symgrad.types import float32
 
@@ -38,7 +38,7 @@ COPIED_BYTES = 128 << 20
 REPEATS = 5
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Peaks:
     """Floating operations per second in float32 (half as many in float64), and bytes read and written per second."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from codegen.access import is_leaf
 from codegen.executable import node_bytes, value_name
@@ -14,9 +13,10 @@ from codegen.target import Target
 from symgrad.errors import CompileError
 from symgrad.graph import STATEFUL, Node
 from symgrad.program import Program
+from symgrad.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Placed:
     """The works in order with those that copy, and the memory of all values.
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from codegen.loop import Kernel
+from symgrad.record import record
 
 ALIGNMENT = 64
 _AGAIN = " again "
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Work:
     """One kernel to run: `values` names what each parameter stands for.
 
@@ -58,7 +58,7 @@ def original(value: str) -> str:
     return value.partition(_AGAIN)[0]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Place:
     """Where a value stands: a byte offset in a slot."""
 
@@ -71,7 +71,7 @@ class Place:
         return same and self.offset < other.offset + other.size and other.offset < self.offset + self.size
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MemoryPlan:
     """Arena bytes, the place of every value, and for each work whether workers meet before it.
 
@@ -125,7 +125,7 @@ def plan(
     return MemoryPlan(total, places, _barriers(works, places), least)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Block:
     """Memory of so many bytes that is in use from one work to another, both included."""
 

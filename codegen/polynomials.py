@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from codegen import coefficients as fitted
 from codegen.scalar_builder import ScalarBuilder, Value
+from symgrad.record import record
 from symgrad.types import DType, float64, int32, int64
 
 INFINITY, NAN = math.inf, math.nan
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Format:
     """The numbers a floating type needs. `magic` added to a number of moderate size rounds it to an integer that
     then stands in the low bits; the `_low` constants are what the `_high` ones miss."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -25,6 +24,7 @@ from codegen.footprint import NEAR
 from codegen.inplace import Overwriting
 from codegen.place import Placed
 from codegen.plan import Work, again_name, original, rounded
+from symgrad.record import record, replace
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -59,7 +59,7 @@ class Peak(NamedTuple):
     times: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Trial:
     """Runs in order, the nanoseconds of those that run again, and their peak."""
 
@@ -73,7 +73,7 @@ class Trial:
         return (limit, 0, self.ns) if within else (self.peak.bytes, self.peak.times, self.ns)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Segment:
     """Neighboring runs before the peak: what of their values is read after it, and what the cut keeps for that.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from codegen.ahead import Ahead
 from codegen.costs import COSTS
 from codegen.group import Anchor
@@ -15,6 +13,7 @@ from codegen.target import Target
 from codegen.tiling import Choice, choices, lane_bytes
 from codegen.transpose import Transpose, turned_loads
 from codegen.writer import MAX_SHUFFLED
+from symgrad.record import record, replace
 
 # Rows scanned side by side by one worker: their chains of additions overlap.
 SCANNED_ROWS = 4
@@ -34,7 +33,7 @@ SHORT_BODY = 8
 TWICE_REGISTERS = 32
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Scheduled:
     """A kernel ready to be spelled, and the steps that made it so. Parameters keep the names of the naive kernel."""
 

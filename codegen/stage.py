@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 
 from codegen.affine import ZERO, Affine, tile_quotient, tile_remainder
 from codegen.loop import (
@@ -24,10 +23,11 @@ from codegen.loop import (
 )
 from codegen.steps import Distribute, Split, Step, Unroll, Vectorize, apply, split_body
 from codegen.transpose import Transpose
+from symgrad.record import record, replace
 from symgrad.types import DType
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Contraction:
     """What a naive contraction kernel looks like: its outer and inner loops and the factors it multiplies."""
 
@@ -91,7 +91,7 @@ def _before(body: Body, stop: Stmt | None) -> Iterator[Stmt]:
         yield stmt
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Staged:
     """A naive kernel that packs a factor for all who read it, and the kernel that reads the packed one."""
 
@@ -140,7 +140,7 @@ def stage(kernel: Kernel, shape: Contraction, factor: str, loop: str, tile: int,
     return Staged(pack, replace(rest, params=params))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Panel:
     """A factor that each worker packs for one block of columns at a time, in its own scratch memory."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -36,10 +35,11 @@ from codegen.loop import (
 from codegen.stream import Stream, apply_stream
 from codegen.transpose import Transpose, apply_transpose
 from codegen.turn import Turn, turn
+from symgrad.record import record, replace
 from symgrad.storage import Literal
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Split:
     """Make `loop` two: `loop.0` over blocks of `factor`, the last one shorter if need be, and `loop.1` inside."""
 
@@ -47,7 +47,7 @@ class Split:
     factor: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Distribute:
     """Move `loop` inward past the serial loops in its body, splitting the body around them.
 
@@ -57,7 +57,7 @@ class Distribute:
     loop: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Fuse:
     """Replace perfectly nested `outer` and `inner`, whose indices run on without a gap, by one loop named `outer`."""
 
@@ -65,7 +65,7 @@ class Fuse:
     inner: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Block:
     """Sum what `loop` runs over by itself and add up those sums: shorter chains, less error.
 
@@ -76,14 +76,14 @@ class Block:
     total: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Join:
     """Inside `loop`, run summations over the same range together: those of whole vectors and of what is left over."""
 
     loop: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Merge:
     """Make loops called `loop` that stand in one body and run over the same range one loop, in the place of the first.
 
@@ -93,7 +93,7 @@ class Merge:
     loop: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Spill:
     """Keep finished accumulators of a tile in scratch memory, and run what follows in loops that are not written out.
 
@@ -109,14 +109,14 @@ class Spill:
     block: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Keep:
     """Keep the sums called `total` in scratch memory, so that loops over them need not be written out."""
 
     total: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Vectorize:
     """Run `loop` in the lanes of a vector."""
 
@@ -124,14 +124,14 @@ class Vectorize:
     lanes: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Unroll:
     """Write out `loop`."""
 
     loop: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Parallel:
     """Share the iterations of the outermost `loop` among workers."""
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from codegen.loop import Bind, Body, For, Kernel, Load, Loop, Space, Store, statements_of
 from codegen.target import Target
+from symgrad.record import record, replace
 
 # Bytes that a kernel writes, from which their readers find them in memory one way or the other.
 STREAMED_BYTES = 16 << 20
@@ -14,7 +13,7 @@ LINE_BYTES = 64
 PART_BYTES = 16
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Stream:
     """Write the whole aligned vectors of a buffer past the caches."""
 

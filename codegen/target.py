@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from symgrad.record import record
 
 CACHE_LINE = 64
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Target:
     """What decisions and spelling depend on.
 

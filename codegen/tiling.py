@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 
 from codegen.loop import Finish, Kernel, Load, Loop, Stmt, Store, loops_of, statements_of, used
 from codegen.stage import Contraction, contraction_of
 from codegen.target import CACHE_LINE, Target
+from symgrad.record import record, replace
 
 # Iterations that make a parallel loop worth having.
 PARALLEL_UNITS = 8
@@ -58,7 +58,7 @@ TRIED_BLOCKS = (1, 2, 4, 8)
 TRIED_BESIDES = 4
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Beside:
     """A further loop of the column factor, of which `size` iterations stand side by side in a tile, like vectors."""
 
@@ -66,7 +66,7 @@ class Beside:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Choice:
     """What is free in a tiling: whatever is chosen, every sum has the same order and the result the same bits.
 
@@ -81,7 +81,7 @@ class Choice:
     beside: Beside | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Frame:
     """What is given in a tiling: columns run along the lanes, rows are those of the other factor."""
 
@@ -125,7 +125,7 @@ class Frame:
         return self.lanes * vectors * self.depth * _itemsize(self.shape, self.column_factor)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Tiling:
     """Which loops become the register tile, its size, and which factors are packed first."""
 

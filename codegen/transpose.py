@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from codegen.affine import Affine, variable
 from codegen.loop import Bind, Body, Buffer, For, Kernel, Load, Space, Stmt, Store, replace_loops
+from symgrad.record import record, replace
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Transpose:
     """Load what lies along `rows` by whole vectors, and turn blocks of them in registers.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from codegen.schedule_cpu import contraction_choices, schedule
 from codegen.target import Target
 from codegen.tiling import Choice
 from codegen.timing import Timed, assembled
+from symgrad.record import record
 from symgrad.storage import aligned_copy
 
 # Estimated time of one worker from which a kernel is worth the time that measuring takes.
@@ -36,7 +36,7 @@ GAIN = 0.05
 DUELS = 3
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Tuning:
     """The choices that are not the default, by the text of naive kernels, and how they were found.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 from codegen.affine import variable
 from codegen.loop import Bind, Body, Buffer, Finish, For, Kernel, Load, Space, Stmt, Store, loops_of, statements_of
+from symgrad.record import record, replace
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Turn:
     """Turn the finished accumulators of a tile in registers, and run what follows with rows in the lanes.
 

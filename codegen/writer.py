@@ -15,6 +15,7 @@ from codegen.scalar_builder import ScalarBuilder, Value, memory_type
 from codegen.shuffles import transposed
 from codegen.target import CACHE_LINE, Target
 from symgrad.errors import CompileError
+from symgrad.record import record
 from symgrad.types import DType, bool_, int64, uint8
 
 SCRATCH_ALIGNMENT = 64
@@ -22,7 +23,7 @@ SCRATCH_ALIGNMENT = 64
 MAX_SHUFFLED = 4
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Variable:
     """What a loop variable is while its body is spelled: a number, a register, or the lanes of a vector."""
 
@@ -33,7 +34,7 @@ class Variable:
     depth: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Named:
     """A named value and the loop depth from which on it is known."""
 

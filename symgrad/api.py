@@ -7,7 +7,6 @@ import gc
 import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, cast, overload
@@ -27,6 +26,7 @@ from symgrad.optimize import optimize, select_phase
 from symgrad.passes import write_dump
 from symgrad.program import Program
 from symgrad.random import random_updates
+from symgrad.record import replace
 from symgrad.rulebook import choose_rules
 from symgrad.settings import Settings, settings
 from symgrad.types import Dim, bound

@@ -15,12 +15,12 @@ import secrets
 import stat
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
 from symgrad.errors import FormatError
+from symgrad.record import record
 from symgrad.types import DTYPES, DType
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ _DTYPE_OF_CODE = {
 _JSON_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Contents:
     """What a file holds: text by name, and read-only arrays over the bytes that were read."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from symgrad.errors import DTypeError
 from symgrad.graph import Node
 from symgrad.operators import is_scalar
+from symgrad.record import record
 from symgrad.types import DTYPES, DType, as_dtype, bool_, float32, int64, promote
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _KINDS: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FloatInfo:
     """The limits of a floating data type. `eps` is the distance from 1 to the next larger number."""
 
@@ -41,7 +41,7 @@ class FloatInfo:
     dtype: DType
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class IntegerInfo:
     """The limits of an integer data type."""
 

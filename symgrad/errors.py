@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType, FrameType
 
 import numpy as np
 
+from symgrad.record import record
+
 # Functions of NumPy call back into nodes they are given; their lines say nothing to the user.
 _PACKAGES = tuple(os.path.dirname(os.path.abspath(file)) + os.sep for file in (__file__, np.__file__))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Loc:
     """A place in the user's program: a code object and an instruction, resolved to a line only when printed."""
 
@@ -42,7 +43,7 @@ def _line(code: CodeType, instruction: int) -> int:
     return code.co_firstlineno
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FileLoc:
     """A place in the user's program that was read back from a model file."""
 

@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
@@ -17,6 +16,7 @@ from symgrad.bind import bind_shape, bind_sizes
 from symgrad.errors import CompileError, DTypeError, GraphError, ShapeError
 from symgrad.graph import Node, checked_extent, describe
 from symgrad.program import Program
+from symgrad.record import record, replace
 from symgrad.sparse import SparseMatrix, scipy_sparse
 from symgrad.storage import aligned_empty
 from symgrad.types import Dim, as_dtype, static_shape
@@ -51,7 +51,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_building.acquire, after_in_parent=_building.release, after_in_child=_building.release)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Structure:
     """How the outputs of a call are arranged: `kind` is Node, list, tuple or dict; `keys` are those of a dict.
 
@@ -179,7 +179,7 @@ class Recycler:
         return owned[1][...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Binding:
     """A program compiled for the sizes of one call."""
 

@@ -6,7 +6,6 @@ import struct
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
@@ -15,6 +14,7 @@ from symgrad import types
 from symgrad.errors import DTypeError, FileLoc, GraphError, Loc, ShapeError, SymgradError, user_loc
 from symgrad.opdef import OPS, OpDef
 from symgrad.printer import nodes_text
+from symgrad.record import record
 from symgrad.storage import Literal, Storage, graph_lock
 from symgrad.types import DType, Extent, Shape, Type, as_dtype
 
@@ -28,7 +28,7 @@ Place: TypeAlias = Loc | FileLoc
 Rewrite: TypeAlias = "Callable[[Graph, tuple[Node, ...], Attrs], Node | None]"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Origin:
     """What nodes made now descend from: a place, a scope, and for derivatives a node and an order."""
 

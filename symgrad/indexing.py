@@ -9,7 +9,6 @@ would clip.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,12 +17,13 @@ from symgrad.errors import GraphError, ShapeError, user_loc
 from symgrad.graph import Node, describe
 from symgrad.operators import as_node, binary, common
 from symgrad.ops.build import apply, broadcast_to, inverse_order, permute_to, reshape_to, slice_axis, source
+from symgrad.record import record, replace
 from symgrad.types import Dim, DType, Extent, Shape, as_dtype, bool_, int64, size_of, uint64
 
 MODES = ("raise", "clip", "wrap")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Span:
     """What an index selects along one axis: indices, or every step-th element from `start` up to `stop`.
 

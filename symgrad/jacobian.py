@@ -6,7 +6,6 @@ Sparse ones are vectorized over fewer directions, see `symgrad.sparse`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, overload
 
 from symgrad.diagonals import for_every_element
@@ -15,6 +14,7 @@ from symgrad.grad import check_graph, check_output, check_targets, grad, jvp, vj
 from symgrad.graph import Node, ancestors, describe
 from symgrad.ops.build import permute_to, placeholder, reshape_to
 from symgrad.program import operations
+from symgrad.record import record
 from symgrad.rules import full
 from symgrad.sparse import Mode, SparseMatrix, sparse_hessian, sparse_jacobian
 from symgrad.types import Dim, Extent, Joint, Quotient, Shape, size_of
@@ -109,7 +109,7 @@ def hessian(
     return blocks[0][0] if isinstance(x, Node) else blocks
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DerivativeCost:
     """What one way to compute a derivative takes.
 
@@ -124,7 +124,7 @@ class DerivativeCost:
     size: Extent
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DerivativePlan:
     """The ways to compute a Jacobian, and for a scalar a Hessian, with their costs; printed as a table.
 

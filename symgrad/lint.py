@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 from symgrad.arguments import one_or_more
@@ -14,11 +13,12 @@ from symgrad.graph import Graph, Node, Origin, ancestors, describe
 from symgrad.opdef import OPS
 from symgrad.ops.build import placeholder
 from symgrad.ops.control import carriers
+from symgrad.record import record
 
 _ORDERS = 3
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Finding:
     """One thing found: the node it is about, as error messages name it, and what is so."""
 
@@ -29,7 +29,7 @@ class Finding:
         return f"{self.node}: {self.why}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LintReport:
     """What `sg.lint` found; printed, one line per finding.
 

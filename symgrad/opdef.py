@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from symgrad.record import record
 from symgrad.types import Type
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Kind(enum.Enum):
     CONTROL = "control"  # sub-programs, phases, gradient control; gone before code generation
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class OpDef:
     """An operator.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from symgrad.graph import Attrs, Graph, Node, Rewrite
 from symgrad.opdef import OPS, OpDef
+from symgrad.record import record
 from symgrad.storage import Literal
 from symgrad.types import DType, Shape
 
@@ -22,14 +22,14 @@ Build: TypeAlias = "Callable[[Graph, Bindings], Node | None]"
 Check: TypeAlias = "Callable[[Graph, Node, Bindings], bool]"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Var:
     """Any node. The same name twice is the same node."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Number:
     """On the left a constant with this value in every element; zeros match by their sign.
 
@@ -41,21 +41,21 @@ class Number:
     dtype: DType | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Constant:
     """A node that has one constant value in every element; bound to its name."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Attr:
     """The value of an attribute. The same name twice is the same value."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Compute:
     """On the right: an attribute computed from what the left side bound."""
 
@@ -63,7 +63,7 @@ class Compute:
     arguments: tuple[Var | Attr | Constant, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Apply:
     """An operator applied to patterns. Attributes that are not named match anything."""
 
@@ -75,7 +75,7 @@ class Apply:
 Pattern: TypeAlias = Var | Number | Constant | Apply
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class When:
     """A named condition on what the left side bound. The name is the name of the function."""
 
@@ -83,7 +83,7 @@ class When:
     arguments: tuple[Var | Attr | Constant, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Rule:
     """A rewrite of `lhs` to `rhs`.
 
@@ -103,7 +103,7 @@ class Rule:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Computed:
     """A named rewrite of whole families of operators that no two-sided pattern states.
 
@@ -161,7 +161,7 @@ def full(graph: Graph, shape: Shape, dtype: DType, value: Any) -> Node:
 # From rules to what Graph.add calls.
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Matcher:
     arity: int
     heads: tuple[frozenset[str] | None, ...]

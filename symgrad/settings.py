@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
+from symgrad.record import record
 
-@dataclass(frozen=True, slots=True)
+
+@record
 class Settings:
     """How much to show and check, and where to keep things.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import TypeAlias
 
 from symgrad.graph import NAMED, STATEFUL, Graph, Node, Origin, Rewrite
 from symgrad.opdef import OPS
 from symgrad.ops.control import inline
 from symgrad.program import Program
+from symgrad.record import replace
 from symgrad.rulebook import choose_rules
 from symgrad.types import Type
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -12,6 +11,7 @@ from symgrad.coloring import color_columns, color_symmetric
 from symgrad.grad import building, grad, jvp, vjp
 from symgrad.graph import Graph, Node, ancestors
 from symgrad.ops.build import apply, broadcast_to, filled, placeholder, reshape_to, source
+from symgrad.record import record
 from symgrad.rules import full
 from symgrad.sparsity import check_static, dependence, distinct, transposed
 from symgrad.types import int32, static_size
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Mode: TypeAlias = Literal["forward", "reverse"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class SparseMatrix:
     """A matrix of derivatives in compressed rows: where the entries are is known, what they are is a node.
 

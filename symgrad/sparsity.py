@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from symgrad.graph import Node, ancestors, describe
 from symgrad.opdef import OPS, Kind
 from symgrad.ops.build import uniform_value
 from symgrad.ops.control import readers
+from symgrad.record import record
 from symgrad.storage import Literal
 from symgrad.types import Dim, static_shape, static_size
 
@@ -38,7 +38,7 @@ _SCATTERS = frozenset(("scatter_add", "scatter_set", "scatter_max", "scatter_min
 _PRODUCTS = frozenset(("multiply", "safe_multiply"))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class Pattern:
     """For each element of a node, in row-major order, a set of elements of the seed.
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
+
+from symgrad.record import record
 
 if TYPE_CHECKING:
     from typing import Any
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 NumericKind: TypeAlias = Literal["b", "i", "u", "f"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class DType:
     """A scalar data type. There is exactly one instance of each, so they compare by identity."""
 
@@ -101,7 +102,7 @@ Atom: TypeAlias = "str | Quotient | Joint"
 Monomial: TypeAlias = "tuple[tuple[Atom, int], ...]"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Quotient:
     """An extent that is the floor of a quotient of two others."""
 
@@ -112,7 +113,7 @@ class Quotient:
         return f"({_operand_text(self.numerator)} // {_operand_text(self.denominator)})"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Joint:
     """The extent two unequal symbolic extents broadcast to; which one is 1 is decided at the call."""
 
@@ -358,7 +359,7 @@ def joint_shape(a: Shape, b: Shape) -> Shape | None:
     return tuple(out)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Type:
     """The type of a node: its shape and data type."""
 

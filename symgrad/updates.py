@@ -8,7 +8,6 @@ A function whose update of a state is such a value writes it in the place of the
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from symgrad.graph import Node, Operand, describe
 from symgrad.indexing import Gathering, Selection, kept_shape, listed, selected, selection, spans_of
 from symgrad.operators import apply, as_node, binary, broadcast_to, filled, reshape_to, uniform_value
 from symgrad.ops.view import may_equal, spread_slice
+from symgrad.record import replace
 from symgrad.shaping import stack
 from symgrad.types import Shape, bool_
 

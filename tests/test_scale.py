@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from codegen.prepare import prepare
 from symgrad import api
 from symgrad.optimize import optimize
 from symgrad.program import Program
+from symgrad.record import replace
 from symgrad.settings import settings
 from symgrad.verify import verify
 

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up: a module imports from its own layer and those below. Modules not named here stand on top.
 LAYERS = (
+    ("record",),
     ("types",),
     ("errors",),
     ("opdef",),
@@ -45,7 +46,7 @@ LATE = {
     ("symgrad.ops.control", "symgrad.evaluate"),  # the meaning of a call is the evaluation of its program
     ("symgrad.ops.control", "symgrad.grad"),  # its derivative is that of its program
 }
-FROM_SYMGRAD = {"types", "errors", "opdef", "storage", "graph", "program"}
+FROM_SYMGRAD = {"record", "types", "errors", "opdef", "storage", "graph", "program"}
 CTYPES = {
     "codegen.jit", "codegen.threads", "codegen.cuda", "codegen.executable", "codegen.calls",
 }  # fmt: skip

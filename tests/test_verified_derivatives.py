@@ -9,7 +9,6 @@ SYMGRAD_UPDATE_GOLDEN=1 python -m pytest tests/test_operator_table.py
 # pyright: basic
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 
@@ -20,6 +19,7 @@ from verification import DTYPES, ORDERS, Fault, verified_order, verify
 
 from symgrad.opdef import OPS
 from symgrad.ops.build import apply, product
+from symgrad.record import replace
 from symgrad.types import float64
 
 POINTS = 50
@@ -72,6 +72,6 @@ def test_wrong_rules_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for name, (vjp, order) in rules.items():
         with monkeypatch.context() as patch:
-            patch.setitem(OPS, name, dataclasses.replace(OPS[name], vjp=vjp))
+            patch.setitem(OPS, name, replace(OPS[name], vjp=vjp))
             found = verify(name, 5)
         assert [verified_order(found, d) for d in DTYPES] == [order, order], name

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ import symgrad as sg
 from symgrad.graph import Graph, Node
 from symgrad.opdef import OPS, Kind
 from symgrad.program import Program
+from symgrad.record import replace
 from symgrad.storage import Literal
 from symgrad.types import DType, float32, float64
 

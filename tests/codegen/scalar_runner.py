@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -16,6 +15,7 @@ from codegen import jit
 from codegen.scalar import spell
 from codegen.scalar_builder import ScalarBuilder, Value, memory_type
 from codegen.target import Target
+from symgrad.record import replace
 from symgrad.types import DType, as_dtype, float32, float64
 
 LANES = (1, 4, 8, 16)

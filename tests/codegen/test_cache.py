@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from codegen.threads import serial_entry
 from symgrad.errors import CompileError
 from symgrad.optimize import optimize
 from symgrad.program import Program
+from symgrad.record import replace
 from symgrad.settings import read_settings
 
 ROOT = Path(__file__).parent.parent.parent

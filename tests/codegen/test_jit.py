@@ -8,13 +8,13 @@ import os
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from codegen import jit
 from symgrad.errors import CompileError
+from symgrad.record import replace
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 WIDTHS = [width for width in (16, 32, 64) if width <= jit.host_target().vector_bytes]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import networkx as nx
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from hypothesis import strategies as st
 from codegen.loop import Buffer, Kernel, Space
 from codegen.plan import ALIGNMENT, MemoryPlan, Place, Work, check, plan
 from codegen.precedence import Precedence, order
+from symgrad.record import replace
 from symgrad.types import uint8
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -19,6 +19,7 @@ import pytest
 from codegen import jit, placement, threads
 from codegen.driver import BARRIER, GUARD, PIECES, SERIAL, driver_text
 from codegen.threads import Launch, Pool
+from symgrad.record import replace
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
