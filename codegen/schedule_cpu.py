@@ -8,7 +8,7 @@ from codegen.group import Anchor
 from codegen.loop import Bind, Body, For, Kernel, Let, Load, Loop, Stmt, Store, loops_of
 from codegen.schedule_contract import innermost, schedule_contract, shared
 from codegen.steps import Distribute, Fuse, Parallel, Split, Step, Unroll, Vectorize, apply, can_fuse
-from codegen.stream import streams
+from codegen.stream import Stream, streams
 from codegen.target import Target
 from codegen.tiling import Choice, choices, lane_bytes
 from codegen.transpose import Transpose, turned_loads
@@ -224,7 +224,10 @@ def _row_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     names = [f.loop.name for f in passes]
     bytes_of_row = passes[0].loop.extent * itemsize
     if outer and len(set(names)) == len(names) > 1 and AHEAD_BYTES[0] <= bytes_of_row <= AHEAD_BYTES[1]:
-        busiest = max(passes, key=lambda f: _cost(f.body)).loop.name
+        # Passes that write past the caches wait for memory as it is.
+        streamed = {step.buffer for step in steps if isinstance(step, Stream)}
+        quiet = [f for f in passes if not any(isinstance(s, Store) and s.buffer in streamed for s in f.body)]
+        busiest = max(quiet or passes, key=lambda f: _cost(f.body)).loop.name
         steps.append(Ahead(f"{busiest}.1", outer[-1].loop.name, target.l2))
     if outer:
         steps.append(Parallel(outer[0].loop.name))

@@ -12,7 +12,7 @@ import symgrad as sg
 from codegen import jit
 from codegen.affine import variable
 from codegen.interp import run
-from codegen.loop import Bind, Buffer, For, Kernel, Load, Loop, Space, Store, statements_of
+from codegen.loop import Bind, Buffer, Fetch, For, Kernel, Load, Loop, Space, Store, loops_of, statements_of
 from codegen.loop_verify import verify
 from codegen.steps import apply
 from codegen.stream import STREAMED_BYTES, Stream
@@ -46,6 +46,20 @@ def test_large_results_go_past_the_caches(name: str) -> None:
     assert streamed(scheduled(name, able, rows, columns))
     assert not streamed(scheduled(name, able, rows - 1, columns))
     assert not streamed(scheduled(name, WIDE, rows, columns))
+
+
+def test_the_next_row_is_fetched_where_nothing_goes_past_the_caches() -> None:
+    g = sg.Graph()
+    x, c = g.input("x", (1 << 13, 1 << 10)), g.input("c", (1 << 13, 1 << 10))
+    y = sg.nn.softmax(x)
+    (low,) = kernels_of(
+        optimize(Program(g, (x, c), (y, y + sg.tanh(x * c)), ()), "infer", {}), replace(WIDE, streams=True)
+    )
+    kernel = low.scheduled[0].kernel
+    passes = [f.body for f in loops_of(kernel.body) if f.loop.bind is Bind.VECTOR]
+    (fetching,) = [body for body in passes if any(isinstance(s, Fetch) for s in body)]
+    assert streamed(kernel)
+    assert not any(isinstance(s, Store) and s.past_caches for s in fetching)
 
 
 def test_rows_that_do_not_start_with_lines_do_not() -> None:
