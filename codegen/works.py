@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+from codegen.absorb import Slices, absorbed, is_cheap, is_filled_in, slices_of
 from codegen.access import NotAffineError
 from codegen.alike import Likeness, likeness
 from codegen.costs import estimated_ns, operations
@@ -46,6 +47,15 @@ class _Part(NamedTuple):
     checks: bool
 
 
+class _Made(NamedTuple):
+    """The kernels of a group, the last one of which may fill what others computed, and the values of its parameters."""
+
+    groups: tuple[Group, ...]
+    naive: _Naive
+    parts: list[_Part]
+    values: dict[str, str]
+
+
 def works_of(
     program: Program,
     target: Target,
@@ -62,26 +72,118 @@ def works_of(
     by the text of their naive kernels, where they are not the default. Without `alike` no kernel stands for another
     group's: equal sizes may remember different extents.
     """
-    works: list[Work] = []
-    scheduled: dict[int, list[_Part]] = {}
-    for one, like, naive in _lowered(program, verify, alike):
-        if all(b.size == 0 for b in naive.kernel.params if b.written):
-            continue
+    lowered = [
+        (one, like, naive)
+        for one, like, naive in _lowered(program, verify, alike)
+        if not all(b.size == 0 for b in naive.kernel.params if b.written)
+    ]
+    scheduled: dict[Hashable, list[_Part]] = {}
+    made: list[_Made] = []
+    begun: set[int] = set()
+    held = _held(lowered, {value_name(n) for n in program.roots})
+    for one, like, naive in lowered:
         parts = scheduled.get(naive.number)
         if parts is None:
             parts = scheduled[naive.number] = _parts(naive.kernel, one, target, chosen)
-            for part in parts:
-                begin(part.kernel)
-        value_of = {b.name: value_name(like.nodes[k]) for b, k in zip(naive.kernel.params, naive.places, strict=True)}
-        label = _label(one)
-        for part in parts:
+        values = {b.name: value_name(like.nodes[k]) for b, k in zip(naive.kernel.params, naive.places, strict=True)}
+        made.append(_Made((one,), naive, parts, values))
+        if not any(value in held for value in values.values()):
+            _begin(parts, begin, begun)
+    made = _with_absorbed(made, held, target, scheduled)
+    works: list[Work] = []
+    for some in made:
+        _begin(some.parts, begin, begun)
+        label = _label(some.groups)
+        for part in some.parts:
             if tell is not None:
-                tell("group", _group_text(one, part.steps))
+                tell("group", _group_text(some.groups, part.steps))
                 tell("loop", kernel_text(part.kernel))
-            names = tuple([value_of.get(b.name) or f"{b.name} of n{one.nodes[0].id}" for b in part.kernel.params])
-            own = label if part is parts[-1] else f"pack for {label}"
+            first = some.groups[-1].nodes[0].id
+            names = tuple([some.values.get(b.name) or f"{b.name} of n{first}" for b in part.kernel.params])
+            own = label if part is some.parts[-1] else f"pack for {label}"
             works.append(Work(part.kernel, names, own, part.flops, part.ns, part.checks))
     return works
+
+
+def _begin(parts: Sequence[_Part], begin: Callable[[Kernel], None], begun: set[int]) -> None:
+    """Call with the kernels that it was not called with before; they are kept, so that no other has their identity."""
+    for part in parts:
+        if id(part.kernel) not in begun:
+            begun.add(id(part.kernel))
+            begin(part.kernel)
+
+
+def _held(lowered: Sequence[tuple[Group, Likeness, _Naive]], roots: set[str]) -> dict[str, int]:
+    """The values that need not be stored if the kernels that read them can fill them, and what computes them."""
+    made: dict[str, int] = {}
+    anchors: dict[str, list[Anchor]] = {}
+    for k, (one, like, naive) in enumerate(lowered):
+        written = [b.name for b in naive.kernel.params if b.written]
+        for buffer, place in zip(naive.kernel.params, naive.places, strict=True):
+            value = value_name(like.nodes[place])
+            if not buffer.written:
+                anchors.setdefault(value, []).append(one.anchor)
+            elif one.anchor is Anchor.MAP and len(written) == 1 and value not in roots:
+                made[value] = k
+    return {
+        value: k
+        for value, k in made.items()
+        if anchors.get(value)
+        and all(a is Anchor.CONTRACT for a in anchors[value])
+        and (len(anchors[value]) == 1 or is_cheap(lowered[k][2].kernel))
+        and not checks_index(lowered[k][2].kernel)
+    }
+
+
+def _with_absorbed(
+    made: Sequence[_Made], held: Mapping[str, int], target: Target, scheduled: dict[Hashable, list[_Part]]
+) -> list[_Made]:
+    """The kernels without those that fill a value all of whose readers can fill it."""
+    out = list(made)
+    gone: set[int] = set()
+    for value, producer in held.items():
+        source = made[producer]
+        readers = [k for k, some in enumerate(out) if k != producer and value in some.values.values()]
+        fillings = [_filling(out[k], value, source, target) for k in readers]
+        if any(f is None for f in fillings):
+            continue
+        for k, filling in zip(readers, fillings, strict=True):
+            assert filling is not None
+            out[k] = _absorbing(out[k], value, source, filling, target, scheduled)
+        gone.add(producer)
+    return [some for k, some in enumerate(out) if k not in gone]
+
+
+def _filling(reader: _Made, value: str, source: _Made, target: Target) -> Slices | None:
+    """How a reader can fill a value: its last kernel alone reads it, in slices that fit into half of its cache."""
+    (name,) = [b for b, v in reader.values.items() if v == value]
+    if any(b.name == name for part in reader.parts[:-1] for b in part.kernel.params):
+        return None
+    kernel = reader.parts[-1].kernel
+    slices = slices_of(kernel, name)
+    if slices is None or slices.size * kernel.buffer(name).dtype.itemsize > target.l2 // 2:
+        return None
+    return slices if is_filled_in(source.naive.kernel, slices) else None
+
+
+def _absorbing(
+    reader: _Made, value: str, source: _Made, slices: Slices, target: Target, scheduled: dict[Hashable, list[_Part]]
+) -> _Made:
+    naive, last, filler = source.naive.kernel, reader.parts[-1], source.parts[-1]
+    (name,) = [b for b, v in reader.values.items() if v == value]
+    present = {v: b for b, v in reader.values.items()}
+    names = {b.name: present.get(source.values[b.name], f"{name}_{b.name}") for b in naive.params}
+    values = {b: v for b, v in reader.values.items() if b != name}
+    values |= {names[b.name]: source.values[b.name] for b in naive.params if not b.written}
+    key = (id(reader.parts), name, source.naive.number, tuple(names.items()))
+    parts = scheduled.get(key)
+    if parts is None:
+        kernel = absorbed(
+            last.kernel, name, slices, naive, names, lambda some: schedule(some, Anchor.MAP, target)[-1].kernel
+        )
+        flops, ns = last.flops + filler.flops, last.ns + filler.ns
+        parts = scheduled[key] = [*reader.parts[:-1], _Part(kernel, last.steps, flops, ns, last.checks)]
+    return _Made((*source.groups, *reader.groups), reader.naive, parts, values)
 
 
 def contractions_of(program: Program) -> tuple[list[Kernel], float]:
@@ -119,7 +221,7 @@ def _naive(one: Group, like: Likeness, known: dict[Hashable, _Naive], verify: bo
     place = {node.id: k for k, node in enumerate(like.nodes)}
     made = _Naive(len(known), lowered.kernel, tuple([place[n.id] for n in lowered.params]))
     if found is not None:
-        assert (made.kernel, made.places) == (found.kernel, found.places), f"{_label(one)} is not what it is like"
+        assert (made.kernel, made.places) == (found.kernel, found.places), f"{_label((one,))} is not what it is like"
         return found
     known[key] = made
     return made
@@ -152,12 +254,18 @@ def _parts(naive: Kernel, one: Group, target: Target, chosen: Mapping[str, Choic
     ]
 
 
-def _group_text(one: Group, steps: Sequence[Step]) -> str:
-    nodes = ", ".join(f"%{n.id} {n.op.name}" for n in one.nodes)
-    return f"{one.anchor.value} {one.domain} axes {one.axes}: {nodes}\n  {', '.join(map(str, steps))}"
+def _group_text(groups: Sequence[Group], steps: Sequence[Step]) -> str:
+    lines = [
+        f"{one.anchor.value} {one.domain} axes {one.axes}: {', '.join(f'%{n.id} {n.op.name}' for n in one.nodes)}"
+        for one in groups
+    ]
+    return "\n  ".join([*lines, ", ".join(map(str, steps))])
 
 
-def _label(one: Group) -> str:
-    names = [n.op.name for n in one.nodes if n.op.kind is not Kind.VIEW] or [one.nodes[0].op.name]
-    lines = dict.fromkeys(str(n.loc) for n in one.nodes if n.loc is not None)
-    return f"{'+'.join(names[:6])}{'+…' if len(names) > 6 else ''} {list(one.domain)} {' '.join(list(lines)[:3])}"
+def _label(groups: Sequence[Group]) -> str:
+    nodes = [n for one in groups for n in one.nodes]
+    names = [n.op.name for n in nodes if n.op.kind is not Kind.VIEW] or [nodes[0].op.name]
+    lines = dict.fromkeys(str(n.loc) for n in nodes if n.loc is not None)
+    return (
+        f"{'+'.join(names[:6])}{'+…' if len(names) > 6 else ''} {list(groups[-1].domain)} {' '.join(list(lines)[:3])}"
+    )

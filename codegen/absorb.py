@@ -1,0 +1,179 @@
+"""Arrays that need not be stored: a kernel fills the part that an iteration of its parallel loop reads just before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from codegen.affine import Affine, variable
+from codegen.costs import COSTS
+from codegen.loop import (
+    Accumulate,
+    Bind,
+    Body,
+    Fetch,
+    Finish,
+    For,
+    Index,
+    Init,
+    Kernel,
+    Let,
+    Load,
+    Space,
+    Stmt,
+    Store,
+    Within,
+    defined,
+    loops_of,
+    map_indices,
+    statements_of,
+)
+
+# Cost of an element up to which it is computed by each of several kernels that read it.
+CHEAP = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """The parallel loop of a kernel whose iterations read disjoint parts of `size` elements of an array, in order."""
+
+    loop: str
+    count: int
+    size: int
+
+
+def slices_of(kernel: Kernel, name: str) -> Slices | None:
+    """How a scheduled kernel that reads the array `name` does it, if in slices."""
+    if len(kernel.body) != 1 or not isinstance(kernel.body[0], For) or kernel.body[0].loop.start:
+        return None
+    loop = kernel.body[0].loop
+    found: set[int] = set()
+    size = kernel.buffer(name).size // loop.extent
+    if loop.bind is not Bind.PARALLEL or size * loop.extent != kernel.buffer(name).size:
+        return None
+    for access, ranges in _accesses(kernel.body, name, {}):
+        found.add(access.index.factor(loop.name))
+        span = (access.index + variable(loop.name) * -size).range(ranges)
+        if isinstance(access, Store) or access.guard or span is None or span[0] < 0 or span[1] >= size:
+            return None
+    return Slices(loop.name, loop.extent, size) if found == {size} else None
+
+
+def is_filled_in(naive: Kernel, slices: Slices) -> bool:
+    """Whether the outermost loop of a naive kernel, which computes every element of one array, writes such slices."""
+    written = [b for b in naive.params if b.written]
+    if len(written) != 1 or len(naive.body) != 1 or naive.locals:
+        return False
+    outer = naive.body[0]
+    if not isinstance(outer, For) or outer.loop.extent != slices.count or written[0].size != slices.count * slices.size:
+        return False
+    if not any(isinstance(s, For) for s in outer.body):
+        return False
+    spans = [
+        (access.index + variable(outer.loop.name) * -slices.size).range(ranges)
+        for access, ranges in _accesses(naive.body, written[0].name, {})
+        if isinstance(access, Store)
+    ]
+    return all(span is not None and span[0] >= 0 and span[1] < slices.size for span in spans)
+
+
+def is_cheap(naive: Kernel) -> bool:
+    """Whether an element is computed in so few operations that several kernels may do it."""
+    return sum(COSTS.get(s.op, 1) for s in statements_of(naive.body) if isinstance(s, Let) and s.op != "const") <= CHEAP
+
+
+def absorbed(
+    kernel: Kernel,
+    name: str,
+    slices: Slices,
+    naive: Kernel,
+    names: Mapping[str, str],
+    scheduled: Callable[[Kernel], Kernel],
+) -> Kernel:
+    """A scheduled kernel that fills its slices of the array `name` as the naive kernel does, in scratch memory.
+
+    `names` are the names of the parameters of the naive kernel in the kernel, where new ones are added behind, and
+    `scheduled` schedules a naive kernel.
+    """
+    (outer,) = kernel.body
+    (whole,) = naive.body
+    assert isinstance(outer, For)
+    assert isinstance(whole, For)
+    scratch = replace(kernel.buffer(name), size=slices.size, space=Space.SCRATCH, written=False)
+    back = variable(slices.loop) * -slices.size
+
+    # Loops and values get names of their own.
+    own = {one.loop.name for one in loops_of(naive.body)} | {n for s in statements_of(naive.body) if (n := defined(s))}
+    renamed = {n: f"{name}_{n}" for n in own} | {whole.loop.name: slices.loop} | dict(names)
+    body = _renamed(whole.body, renamed)
+    params = tuple(replace(b, name=renamed[b.name]) for b in naive.params)
+    part = scheduled(Kernel(params, (), _moved(body, name, back)))
+    inner = {b.name: f"{name}_{b.name}" for b in part.locals}
+
+    filled = _renamed(tuple(map(_serial, part.body)), inner)
+    known = {b.name for b in kernel.params}
+    more = tuple(b for b in params if not b.written and b.name not in known)
+    return Kernel(
+        (*(b for b in kernel.params if b.name != name), *more),
+        (*kernel.locals, scratch, *(replace(b, name=inner[b.name]) for b in part.locals)),
+        (For(outer.loop, (*filled, *_moved(outer.body, name, back))),),
+    )
+
+
+def _accesses(
+    body: Body, name: str, ranges: Mapping[str, tuple[int, int]]
+) -> Iterator[tuple[Load | Store, Mapping[str, tuple[int, int]]]]:
+    """What reads or writes a buffer, with the values that loops have there."""
+    for stmt in body:
+        if isinstance(stmt, For):
+            loop = stmt.loop
+            yield from _accesses(stmt.body, name, {**ranges, loop.name: (loop.start, loop.start + loop.extent - 1)})
+        elif isinstance(stmt, Load | Store) and stmt.buffer == name:
+            yield stmt, ranges
+
+
+def _moved(body: Body, name: str, back: Affine) -> Body:
+    """The body with another place in a buffer wherever it is accessed."""
+    out: list[Stmt] = []
+    for stmt in body:
+        match stmt:
+            case For():
+                out.append(For(stmt.loop, _moved(stmt.body, name, back)))
+            case Load() | Store() | Fetch() if stmt.buffer == name:
+                out.append(replace(stmt, index=stmt.index + back))
+            case _:
+                out.append(stmt)
+    return tuple(out)
+
+
+def _renamed(body: Body, names: Mapping[str, str]) -> Body:
+    """The body with loops, values and buffers renamed."""
+    variables = {old: variable(new) for old, new in names.items()}
+
+    def new(name: str) -> str:
+        return names.get(name, name)
+
+    def one(stmt: Stmt) -> Stmt:
+        match stmt:
+            case For(loop, inner):
+                return For(replace(loop, name=new(loop.name)), tuple(map(one, inner)))
+            case Let():
+                return replace(stmt, name=new(stmt.name), args=tuple(map(new, stmt.args)))
+            case Index() | Within():
+                return replace(stmt, name=new(stmt.name))
+            case Load():
+                return replace(stmt, name=new(stmt.name), buffer=new(stmt.buffer))
+            case Store():
+                return replace(stmt, value=new(stmt.value), buffer=new(stmt.buffer))
+            case Fetch():
+                return replace(stmt, buffer=new(stmt.buffer))
+            case Init() | Accumulate() | Finish():
+                raise ValueError(f"no element is filled by {stmt}")
+
+    return tuple(map(one, map_indices(body, lambda index: index.substitute(variables))))
+
+
+def _serial(stmt: Stmt) -> Stmt:
+    """The loop as one that a worker runs."""
+    assert isinstance(stmt, For)
+    return For(replace(stmt.loop, bind=Bind.SERIAL), stmt.body)
