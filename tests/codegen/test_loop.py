@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -47,6 +46,7 @@ from symgrad.errors import CompileError
 from symgrad.opdef import OPS, Kind
 from symgrad.optimize import optimize
 from symgrad.program import Program
+from symgrad.record import replace
 from symgrad.storage import Literal
 from symgrad.types import bool_, float32, float64, int32, int64
 
