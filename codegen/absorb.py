@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 
 from codegen.affine import Affine, variable
 from codegen.costs import COSTS
@@ -28,12 +27,13 @@ from codegen.loop import (
     map_indices,
     statements_of,
 )
+from symgrad.record import record, replace
 
 # Cost of an element up to which it is computed by each of several kernels that read it.
 CHEAP = 4
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Slices:
     """The parallel loop of a kernel whose iterations read disjoint parts of `size` elements of an array, in order."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from kernel_cases import WIDE, Native, kernels_of
@@ -20,6 +18,7 @@ from codegen.target import Target
 from symgrad.errors import CompileError
 from symgrad.optimize import optimize
 from symgrad.program import Program
+from symgrad.record import replace
 from symgrad.storage import aligned_copy
 from symgrad.types import float32
 
