@@ -42,7 +42,7 @@ def record(made: Any = None, *, eq: bool = True) -> Any:
     return finish if made is None else finish(made)
 
 
-def replace(value: T, **changes: Any) -> T:
+def replace(value: T, /, **changes: Any) -> T:
     """The record with some fields changed."""
     kind: Any = type(value)
     names: tuple[str, ...] = kind.__match_args__

@@ -120,3 +120,11 @@ def test_match() -> None:
     match Point(1.0, 2.0):
         case Point(x, y):
             assert (x, y) == (1.0, 2.0)
+
+
+def test_a_field_may_be_called_like_the_argument() -> None:
+    @record
+    class Held:
+        value: int
+
+    assert replace(Held(1), value=2) == Held(2)
