@@ -30,6 +30,8 @@ STEP_INSTRUCTIONS = 3
 INSTRUCTIONS = 3
 MULTIPLY_ADDS = 2
 LATENCY = 4
+# Cycles lost where the innermost loop of the sum begins anew: a branch that was not foreseen.
+RESTART = 20
 # Tiles that divide all rows or columns need no second form of the kernel for the rest: they may take so much longer.
 SECOND_FORM = 1.01
 # Multiply-adds up to which a product is no work for several workers.
@@ -48,7 +50,7 @@ TURN_TERMS = 16
 PACK_ROWS = 40
 UNALIGNED = 0.9
 # Bytes that a core finds again without a search for their pages: packed columns of a tile that many rows pass.
-REACH = 64 << 12
+REACH = 96 << 12
 # Vectors of a register tile.
 VECTORS = (1, 2, 3, 4, 8)
 # Vectors of a register tile, register tiles of a panel and how many of what can stand beside columns are tried where
@@ -417,12 +419,13 @@ def _vectors(frame: Frame) -> int:
     rows, columns, lanes = frame.height, frame.columns.extent, frame.lanes
     elsewhere = math.prod(o.extent for o in frame.shape.outer if o is not frame.columns and o is not frame.rows)
     alone = elsewhere >= PARALLEL_UNITS or rows * columns * frame.depth * elsewhere <= SMALL
+    run = frame.shape.inner[-1].extent if frame.shape.inner else 1
 
     def time(vectors: int) -> float:
         height = _even(rows, frame.tallest(vectors))
         tiles, rest = divmod(columns, lanes * vectors)
-        cycles = tiles * _cycles_of_strips(rows, height, vectors)
-        return (cycles + _cycles_of_strips(rows, height, -(-rest // lanes))) * SECOND_FORM if rest else cycles
+        cycles = tiles * _cycles_of_strips(rows, height, vectors, run)
+        return (cycles + _cycles_of_strips(rows, height, -(-rest // lanes), run)) * SECOND_FORM if rest else cycles
 
     def is_possible(vectors: int) -> bool:
         shared = alone or columns >= PARALLEL_UNITS * lanes * vectors
@@ -450,21 +453,21 @@ def _even(rows: int, tallest: int) -> int:
     return -(-rows // -(-rows // tallest))
 
 
-def _cycles_of_strips(rows: int, height: int, vectors: int) -> float:
+def _cycles_of_strips(rows: int, height: int, vectors: int, run: int) -> float:
     strips, rest = divmod(rows, height)
-    cycles = strips * _cycles(height, vectors)
-    return (cycles + _cycles(rest, vectors)) * SECOND_FORM if rest else cycles
+    cycles = strips * _cycles(height, vectors, run)
+    return (cycles + _cycles(rest, vectors, run)) * SECOND_FORM if rest else cycles
 
 
-def _cycles(rows: int, vectors: int) -> float:
-    """The time of a step of the sum in a register tile.
+def _cycles(rows: int, vectors: int, run: int) -> float:
+    """The time of a step of the sum in a register tile, where so many steps follow each other.
 
     It is the mean of what the multiply-adds take where nothing else does, and what all the instructions take: a core
     whose other thread is busy has no more room for them than that.
     """
     products = -(-rows * vectors // MULTIPLY_ADDS)
     instructions = rows * vectors + rows + vectors + STEP_INSTRUCTIONS
-    return (max(products, LATENCY) + max(instructions / INSTRUCTIONS, LATENCY)) / 2
+    return (max(products, LATENCY) + max(instructions / INSTRUCTIONS, LATENCY)) / 2 + RESTART / run
 
 
 def _column_block(frame: Frame, vectors: int, strips: int, shares: int) -> int:
