@@ -35,6 +35,12 @@ class Other:
 
 
 @record
+class Value:
+    value: float
+    changes: float
+
+
+@record
 class Nothing:
     pass
 
@@ -106,6 +112,10 @@ def test_classes_apart() -> None:
     assert Only(1.0) != Other(1.0)
     assert Nothing() == Nothing()
     assert repr(Nothing()) == "Nothing()"
+
+
+def test_any_field_can_be_replaced() -> None:
+    assert replace(Value(1.0, 2.0), value=3.0) == Value(3.0, 2.0)
 
 
 def test_identity() -> None:
