@@ -177,7 +177,7 @@ def frame_of(kernel: Kernel, target: Target) -> Frame | None:
         for f, g in ((left, right), (right, left))
     }
     stores = [s for s in statements_of(kernel.body) if isinstance(s, Store)]
-    lanes = target.lanes(lane_bytes(kernel))
+    lanes = target.lanes(_sum_bytes(kernel))
     best: tuple[bool, int, int, str, str] | None = None
     for factor in (left, right):
         for one in own[factor]:
@@ -494,6 +494,11 @@ def epilogue(kernel: Kernel) -> list[Stmt]:
 
 def _has_sum(kernel: Kernel) -> bool:
     return any(f.loop.name.startswith("k") for f in loops_of(kernel.body))
+
+
+def _sum_bytes(kernel: Kernel) -> int:
+    """The width of the sums: what follows them may be wider, and takes several registers then."""
+    return next(kernel.buffer(s.buffer).dtype.itemsize for s in statements_of(kernel.body) if isinstance(s, Finish))
 
 
 def lane_bytes(kernel: Kernel) -> int:

@@ -218,3 +218,11 @@ def test_constants_of_an_epilogue_take_no_registers_of_sums(width: int) -> None:
     loop, stack = sums_of(program, target)
     assert sum("vfmadd" in line for line in loop) == innermost_size([kernel])
     assert not stack
+
+
+def test_wider_results_leave_the_vectors_of_sums_whole() -> None:
+    graph = sg.Graph()
+    a, b = graph.input("a", (64, 64)), graph.input("b", (64, 64))
+    program = optimize(Program(graph, (a, b), (sg.astype(a @ b, float64),)), "infer", {})
+    (low,) = kernels_of(program, WIDE)
+    assert {f.loop.lanes for f in loops_of(low.scheduled[-1].kernel.body) if f.loop.bind is Bind.VECTOR} == {16}
