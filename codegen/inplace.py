@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from codegen.affine import variable
 from codegen.costs import estimated_ns
@@ -26,24 +25,38 @@ class Access:
     path: tuple[int, ...]
 
 
-@dataclass(slots=True)
 class Overwriting:
-    """`same_element`, answered once for each kernel that works share."""
+    """When a work may write a value over one that it reads, found out once for each kernel that works share."""
 
-    known: dict[tuple[int, str, str], tuple[Kernel, bool]] = field(
-        default_factory=dict[tuple[int, str, str], tuple[Kernel, bool]]
-    )
+    def __init__(self) -> None:
+        # By the identity of a kernel, which is kept so that no other one has it, and the names of two parameters.
+        self._allowed: dict[tuple[int, str, str], tuple[Kernel, bool]] = {}
+        self._shorter: dict[tuple[int, str, str], tuple[Kernel, Kernel, float]] = {}
 
     def may(self, work: Work, new: str, old: str) -> bool:
         """Whether a work may write the new value over the old one."""
         if old not in work.values:
             return True
-        name = {v: work.kernel.params[work.values.index(v)].name for v in (new, old)}
-        key = (id(work.kernel), name[new], name[old])
-        if key not in self.known:
-            # The kernel is kept, so that no other one has its identity.
-            self.known[key] = (work.kernel, same_element(work, new, old))
-        return self.known[key][1]
+        key = _key(work, new, old)
+        if key not in self._allowed:
+            self._allowed[key] = (work.kernel, same_element(work, new, old))
+        return self._allowed[key][1]
+
+    def without_copy(self, work: Work, new: str, old: str) -> Work:
+        """The work without loops that only copy the old value to where it stands already."""
+        if old not in work.values:
+            return work
+        key = _key(work, new, old)
+        if key not in self._shorter:
+            kernel = _without_copy(work.kernel, source=key[2], destination=key[1])
+            self._shorter[key] = (work.kernel, kernel, estimated_ns(kernel))
+        _, kernel, ns = self._shorter[key]
+        return work if kernel is work.kernel else replace(work, kernel=kernel, ns=ns)
+
+
+def _key(work: Work, new: str, old: str) -> tuple[int, str, str]:
+    new_name, old_name = (work.kernel.params[work.values.index(v)].name for v in (new, old))
+    return id(work.kernel), new_name, old_name
 
 
 def same_element(work: Work, new: str, old: str) -> bool:
@@ -111,16 +124,11 @@ def _may_clobber(store: Access, load: Access) -> bool:
     return not _is_once(store) or _is_place_of(load, store)
 
 
-def without_copy(work: Work, new: str, old: str) -> Work:
-    """The work without loops that only copy the old value to where it stands already."""
-    buffers = {v: b.name for v, b in zip(work.values, work.kernel.params, strict=True)}
-    if old not in buffers:
-        return work
-    kernel = replace(work.kernel, body=_useful(work.kernel.body, buffers[old], buffers[new]))
-    left = any(isinstance(s, Store) and s.buffer == buffers[new] for s in statements_of(kernel.body))
-    if kernel.body == work.kernel.body or not left:
-        return work
-    return replace(work, kernel=kernel, ns=estimated_ns(kernel))
+def _without_copy(kernel: Kernel, source: str, destination: str) -> Kernel:
+    """The kernel without the nests that only copy, or itself where it has none or has nothing else."""
+    body = _useful(kernel.body, source, destination)
+    left = any(isinstance(s, Store) and s.buffer == destination for s in statements_of(body))
+    return replace(kernel, body=body) if left and body != kernel.body else kernel
 
 
 def _useful(body: Body, source: str, destination: str) -> Body:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from codegen.access import is_leaf
 from codegen.executable import node_bytes, value_name
-from codegen.inplace import Overwriting, copy_kernel, without_copy
-from codegen.plan import MemoryPlan, Place, Work, plan
+from codegen.inplace import Overwriting, copy_kernel
+from codegen.plan import MemoryPlan, Place, Work, least_bytes, plan
 from codegen.precedence import Precedence, order
 from codegen.target import Target
 from symgrad.errors import CompileError
@@ -82,7 +82,7 @@ def _place_update(
         if not writer.checks and overwriting.may(writer, name, old) and precedence.take_over(name, old):
             homes[name] = old
             fixed[name] = home
-            works[k] = without_copy(writer, name, old)
+            works[k] = overwriting.without_copy(writer, name, old)
             return []
     # The last copy writes a value of its own that lives where the state lives.
     target_name = f"new {old}"
@@ -105,7 +105,7 @@ def _least(works: Sequence[Work], fixed: Mapping[str, Place], overwriting: Overw
     sizes = {v: b.size * b.dtype.itemsize for v, b in buffers.items() if v not in fixed}
     over = successions(works, sizes, fixed, overwriting)
     best = plan(works, sizes, fixed, over)
-    if not over or best.bytes == best.least:
+    if not over or best.bytes == best.least or least_bytes(works, sizes, fixed) > best.bytes:
         return best
     return min(best, plan(works, sizes, fixed), key=lambda p: (p.bytes, sum(p.barriers)))
 

@@ -97,20 +97,7 @@ def plan(
     Values are placed at the lowest offset where nothing lives at the same time: the larger, the longer alive or the
     earlier ones first, whichever takes the fewest bytes.
     """
-    block: dict[str, str] = {}
-    for work in works:
-        for value in work.values:
-            if value not in block:
-                old = (over or {}).get(value)
-                block[value] = value if old is None else block[old]
-    pinned = {block[value]: fixed[value] for value in over or {} if value in fixed}
-    life: dict[str, tuple[int, int]] = {}
-    for k, work in enumerate(works):
-        for value in work.values:
-            if value in sizes and (own := block[value]) not in pinned:
-                first, _ = life.get(own, (k, k))
-                life[own] = (first, k)
-    blocks = [Block(v, rounded(sizes[v]), first, last) for v, (first, last) in life.items()]
+    block, pinned, blocks = _blocks(works, sizes, fixed, over or {})
     least = most_alive(blocks)
     total, offsets = 0, dict[str, int]()
     for urgency in (_largest, _longest, _earliest):
@@ -135,6 +122,31 @@ class Block:
     last: int
 
 
+def least_bytes(works: Sequence[Work], sizes: Mapping[str, int], fixed: Mapping[str, Place]) -> int:
+    """The bytes that no plan without values written over others can do with."""
+    return most_alive(_blocks(works, sizes, fixed, {})[2])
+
+
+def _blocks(
+    works: Sequence[Work], sizes: Mapping[str, int], fixed: Mapping[str, Place], over: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, Place], list[Block]]:
+    """For each value the one whose memory it has, the places that are known of such, and the others as blocks."""
+    block: dict[str, str] = {}
+    for work in works:
+        for value in work.values:
+            if value not in block:
+                old = over.get(value)
+                block[value] = value if old is None else block[old]
+    pinned = {block[value]: fixed[value] for value in over if value in fixed}
+    life: dict[str, tuple[int, int]] = {}
+    for k, work in enumerate(works):
+        for value in work.values:
+            if value in sizes and (own := block[value]) not in pinned:
+                first, _ = life.get(own, (k, k))
+                life[own] = (first, k)
+    return block, pinned, [Block(v, rounded(sizes[v]), first, last) for v, (first, last) in life.items()]
+
+
 def most_alive(blocks: Sequence[Block]) -> int:
     """The most bytes that are in use at one time: no plan takes less."""
     changes = sorted([(b.first, b.size) for b in blocks] + [(b.last + 1, -b.size) for b in blocks])
@@ -155,16 +167,25 @@ def _earliest(block: Block) -> tuple[int, ...]:
 
 def _offsets(blocks: Sequence[Block]) -> dict[str, int]:
     """For every block in turn the lowest offset where nothing is in use at the same time."""
-    first, last, start = (np.zeros(len(blocks), np.int64) for _ in range(3))
-    sizes = np.array([b.size for b in blocks], np.int64)
+    found: dict[str, int] = {}
+    # Of the blocks placed so far, from the lowest offset to the highest: a row each for first, last, start and end.
+    rows = np.zeros((4, len(blocks)), np.int64)
     for k, block in enumerate(blocks):
-        first[k], last[k] = block.first, block.last
-        taken = np.flatnonzero((first[:k] <= block.last) & (last[:k] >= block.first))
-        taken = taken[np.argsort(start[taken], kind="stable")]
-        ends = np.maximum.accumulate(np.concatenate(([0], start[taken] + sizes[taken])))
-        fitting = np.flatnonzero(start[taken] - ends[:-1] >= block.size)
-        start[k] = ends[fitting[0] if len(fitting) else len(taken)]
-    return {b.value: int(offset) for b, offset in zip(blocks, start, strict=True)}
+        first, last, start, end = rows[:, :k]
+        taken = np.flatnonzero((first <= block.last) & (last >= block.first))
+        starts, ends = start[taken], np.maximum.accumulate(end[taken])
+        # The gaps are below the first of them, between an end so far and the next start, and above all.
+        gaps = starts[1:] - ends[:-1] >= block.size
+        if not len(taken) or starts[0] >= block.size:
+            offset = 0
+        else:
+            between = int(gaps.argmax()) if len(gaps) else 0
+            offset = int(ends[between] if len(gaps) and gaps[between] else ends[-1])
+        found[block.value] = offset
+        place = int(start.searchsorted(offset))
+        rows[:, place + 1 : k + 1] = rows[:, place:k]
+        rows[:, place] = block.first, block.last, offset, offset + block.size
+    return found
 
 
 def _barriers(works: Sequence[Work], places: Mapping[str, Place]) -> tuple[bool, ...]:
