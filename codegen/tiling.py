@@ -15,6 +15,8 @@ from symgrad.record import record, replace
 PARALLEL_UNITS = 8
 # A factor is packed when at least so many register tiles read it again.
 PACK_REUSE = 4
+# Register tiles that read rows so often that even rows in the second cache are packed for them.
+OFTEN = 64
 # Packed rows keep this many neighbors of the summation together, so that packing copies and does not transpose.
 RUN = 16
 # Products summed in one chain; longer sums are sums of such chains.
@@ -401,7 +403,8 @@ def _pack_rows(frame: Frame, rows: Loop, reuse: int) -> bool:
         return False
     extents = {o.name: o.extent for o in (*shape.outer, *shape.inner)}
     mine = shape.loops_of(factor)
-    long = frame.depth * rows.extent * _itemsize(shape, factor) > frame.target.l1
+    near = frame.target.l1 if reuse >= OFTEN else frame.target.l2 // 2
+    long = frame.depth * rows.extent * _itemsize(shape, factor) > near
     # Overlapping windows are more packed than they are.
     fits = math.prod(extents[name] for name in mine) <= frame.kernel.buffer(load.buffer).size
     far = any(_is_far(shape, factor, one.name) for one in (rows, *shape.inner) if one.name in mine)
