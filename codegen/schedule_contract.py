@@ -10,7 +10,9 @@ from codegen.loop import For, Kernel, Let, Loop, loops_of
 from codegen.stage import (
     Contraction,
     Panel,
+    can_fetch,
     copy_steps,
+    fetch_panel,
     fill_panel,
     lies_along,
     stage,
@@ -20,6 +22,7 @@ from codegen.steps import Block, Distribute, Join, Keep, Merge, Parallel, Spill,
 from codegen.target import Target
 from codegen.tiling import (
     CHAIN,
+    FEW_STRIPS,
     PARALLEL_UNITS,
     ROW_GROUP,
     Choice,
@@ -36,6 +39,8 @@ from codegen.turn import Turn
 
 # Instructions of an epilogue, written out for every accumulator, from which it is kept in loops.
 LONG_EPILOGUE = 300
+# Strips of rows that take long enough for memory to bring what the next panel is packed from.
+LEAST_STRIPS = 8
 # Lines of a factor that are packed for all tiles before the next ones.
 PACKED_LINES = 16
 # Vectors and elements of the pieces in which the lines of a factor are read that meets one row.
@@ -77,10 +82,22 @@ def schedule_contract(
         steps = _pack_steps(staged.pack, shape, tiling.rows, tiling.row_tile, tiling.run, tiling.lanes)
         out.append((apply(staged.pack, steps), steps))
         kernel = staged.rest
-    steps = (*_tile_steps(shape, tiling), *_spill_steps(kernel, tiling))
+    passes = _fetching_strips(frame, tiling, panel) if panel is not None else 0
+    steps = (*_tile_steps(shape, tiling, passes), *_spill_steps(kernel, tiling))
     kernel = apply(kernel, steps)
+    if panel is not None and passes:
+        kernel = fetch_panel(kernel, panel, f"{tiling.rows}.0", passes)
     out.append((fill_panel(kernel, panel) if panel is not None else kernel, steps))
     return out
+
+
+def _fetching_strips(frame: Frame, tiling: Tiling, panel: Panel) -> int:
+    """How many strips of rows fetch what the next panel is packed from; 0 where they do not."""
+    count = -(-frame.height // tiling.row_tile)
+    one_run = tiling.run == 1 and not tiling.line and not tiling.turned and frame.depth < 2 * CHAIN
+    if not one_run or not LEAST_STRIPS <= count <= FEW_STRIPS:
+        return 0
+    return count if can_fetch(panel, frame.shape, frame.kernel, frame.target.l2) else 0
 
 
 def parallel_position(sizes: Sequence[int]) -> int:
@@ -114,7 +131,8 @@ def _plain(kernel: Kernel) -> tuple[Kernel, tuple[Step, ...]]:
     return apply(kernel, steps), steps
 
 
-def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
+def _tile_steps(shape: Contraction, tiling: Tiling, passes: int = 0) -> tuple[Step, ...]:
+    """The steps of a tiling; the sum is split by `passes` where so many strips of rows fetch the next panel."""
     rows, more, columns = tiling.rows, tiling.more, tiling.columns
     steps: list[Step] = [Split(tiling.beside.loop, tiling.beside.size)] if tiling.beside is not None else []
     inside = (*more, columns) if rows is None else (rows, *more, columns)
@@ -131,6 +149,9 @@ def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
         if tiling.line:
             steps.append(Split(last, tiling.line))
             fetching, levels = f"{last}.1", levels + 1
+        if passes:
+            steps.append(Split(last, passes))
+            levels += 1
     steps.append(Split(columns, tiling.column_block))
     if tiling.is_blocked:
         steps.append(Split(f"{columns}.1", tiling.column_tile))

@@ -236,6 +236,43 @@ def test_the_next_strip_of_rows_is_fetched(form: str) -> None:
     np.testing.assert_array_equal(memory["p2"], (a @ b).ravel())
 
 
+def only(body: Body, buffer: str) -> Body:
+    """What reads or fetches a buffer, with the loops around."""
+    inner = (For(s.loop, only(s.body, buffer)) if isinstance(s, For) else s for s in body)
+    return tuple(s for s in inner if (s.body if isinstance(s, For) else getattr(s, "buffer", "") == buffer))
+
+
+def test_the_next_panel_of_columns_is_fetched() -> None:
+    """What is packed, but for the first panels, is fetched while the rows pass the one before; no result changes."""
+    target = replace(jit.host_target(), l2=1 << 16)
+    batch, rows, depth, columns = 9, 48, 64, 320
+    g = sg.Graph()
+    x, y = g.input("x", (batch, rows, depth)), g.input("y", (batch, depth, columns))
+    (low,) = kernels_of(Program(g, (x, y), (x @ y,)), target)
+    kernel = low.scheduled[-1].kernel
+    verify(kernel)
+    seen: set[int] = set()
+    unforeseen: set[int] = set()
+    for stmt, at in accesses(only(kernel.body, kernel.params[1].name), {}):
+        if isinstance(stmt, Load) and at // 16 not in seen:
+            unforeseen.add(at)
+        seen.add(at // 16)
+    (panel,) = (b for b in kernel.locals if b.name == "panel")
+    width = panel.size // depth
+    assert {at % columns for at in unforeseen} == set(range(0, width, 16))
+    # What is fetched behind the last panel of a matrix is the first row of the next one.
+    assert len(unforeseen) == (batch * depth - (batch - 1)) * width // 16
+
+    generator = np.random.default_rng(5)
+    a, b = (generator.integers(-4, 5, n.shape).astype(np.float32) for n in (x, y))
+    memory = run_all(
+        low.scheduled,
+        {"p0": a.ravel(), "p1": b.ravel()},
+        lambda kernel, arrays: Native(kernel, target).run(arrays),
+    )
+    np.testing.assert_array_equal(memory["p2"], (a @ b).ravel())
+
+
 def test_register_tiles_are_wide_where_that_spares_instructions() -> None:
     """Six rows of four vectors take 34 instructions for 24 multiply-adds, fourteen of two 44 for 28."""
 
