@@ -38,6 +38,19 @@ class Ahead:
 
 
 @record
+class MapAhead:
+    """In the vector loop `inner` of a map, fetch what lies so many bytes behind what it reads along the lanes.
+
+    The processor foresees such accesses too, but not far enough ahead to have memory work all the time where a body is
+    long or writes past the caches. Buffers of less than `least` bytes stay in the caches anyway.
+    """
+
+    inner: str
+    distance: int
+    least: int
+
+
+@record
 class StripAhead:
     """While the register tiles of a strip of rows are summed, fetch the rows of the next strip.
 
@@ -70,6 +83,24 @@ def fetch_ahead(kernel: Kernel, step: Ahead) -> Kernel:
         fetches[Fetch(access.buffer, index, write)] = None
 
     return replace(kernel, body=replace_loops(kernel.body, step.inner, lambda f: (For(f.loop, (*fetches, *f.body)),)))
+
+
+def fetch_map(kernel: Kernel, step: MapAhead) -> Kernel:
+    """The kernel with fetches in the loops called `inner`."""
+
+    def fetches(load: Load) -> Body:
+        buffer = kernel.buffer(load.buffer)
+        itemsize = buffer.dtype.itemsize
+        near = buffer.space is not Space.GLOBAL or buffer.size * itemsize < step.least
+        if near or load.guard or load.index.factor(step.inner) != 1:
+            return ()
+        return (Fetch(load.buffer, load.index + step.distance // itemsize),)
+
+    def change(stmt: For) -> Body:
+        found = dict.fromkeys(one for s in stmt.body if isinstance(s, Load) for one in fetches(s))
+        return (For(stmt.loop, (*found, *stmt.body)),)
+
+    return replace(kernel, body=replace_loops(kernel.body, step.inner, change))
 
 
 def fetch_strip(kernel: Kernel, step: StripAhead) -> Kernel:

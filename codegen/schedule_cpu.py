@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from codegen.ahead import Ahead
+from codegen.ahead import Ahead, MapAhead
 from codegen.costs import COSTS
 from codegen.group import Anchor
 from codegen.loop import Bind, Body, For, Kernel, Let, Load, Loop, Stmt, Store, loops_of
@@ -23,6 +23,8 @@ SCATTER_BYTES = 1 << 10
 ROW_BYTES = 64
 # Rows of so many bytes are fetched ahead: shorter ones the processor foresees itself, longer ones would not stay.
 AHEAD_BYTES = (1 << 10, 1 << 17)
+# How far ahead maps fetch what they read.
+MAP_AHEAD_BYTES = 1 << 12
 # The narrowest vector of a short loop.
 MIN_LANES = 4
 # A map with a body that costs so much fills the window of a processor by itself: each operation waits for the one
@@ -134,7 +136,8 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     best = _vector_loop(loops, lanes)
     extents = {f.loop.name: f.loop.extent for f in loops}
     if (turned := _turned_loop(loops, best)) is not None:
-        return _turned_steps(loops, best, turned, lanes)
+        steps = _turned_steps(loops, best, turned, lanes)
+        return (*steps, *streams(apply(kernel, steps), target))
     if target.registers >= TWICE_REGISTERS and _cost(loops[-1].body) >= LONG_BODY:
         lanes *= 2
     lanes = _narrowed(lanes, extents[best])
@@ -144,7 +147,16 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     sizes = [*(extents[n] for n in rest), -(-extents[best] // lanes)]
     outer = shared([*rest, f"{best}.0"], sizes)
     steps = (*inward, Split(best, lanes), *outer, Vectorize(f"{best}.1", lanes))
-    return (*steps, *streams(apply(kernel, steps), target))
+    return (*steps, *streams(apply(kernel, steps), target), *_map_ahead(kernel, loops[-1].body, f"{best}.1", target))
+
+
+def _map_ahead(kernel: Kernel, body: Body, inner: str, target: Target) -> tuple[MapAhead, ...]:
+    """What is read is fetched ahead if it lies beyond the caches of a worker, unless arithmetic takes much longer."""
+    read = {s.buffer for s in body if isinstance(s, Load)}
+    far = _cost(body) <= 2 * LONG_BODY and any(
+        b.size * b.dtype.itemsize >= target.l2 for b in kernel.params if b.name in read
+    )
+    return (MapAhead(inner, MAP_AHEAD_BYTES, target.l2),) if far else ()
 
 
 def _turned_loop(loops: list[For], best: str) -> str | None:
@@ -223,7 +235,7 @@ def _row_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     steps += streams(apply(kernel, steps), target)
     names = [f.loop.name for f in passes]
     bytes_of_row = passes[0].loop.extent * itemsize
-    if outer and len(set(names)) == len(names) > 1 and AHEAD_BYTES[0] <= bytes_of_row <= AHEAD_BYTES[1]:
+    if outer and len(set(names)) == len(names) and AHEAD_BYTES[0] <= bytes_of_row <= AHEAD_BYTES[1]:
         # Passes that write past the caches wait for memory as it is.
         streamed = {step.buffer for step in steps if isinstance(step, Stream)}
         quiet = [f for f in passes if not any(isinstance(s, Store) and s.buffer in streamed for s in f.body)]

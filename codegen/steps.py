@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from codegen.affine import Affine, tile_of, tile_quotient, tile_remainder, variable
-from codegen.ahead import Ahead, StripAhead, fetch_ahead, fetch_strip
+from codegen.ahead import Ahead, MapAhead, StripAhead, fetch_ahead, fetch_map, fetch_strip
 from codegen.loop import (
     Accumulate,
     Bind,
@@ -151,6 +151,7 @@ Step: TypeAlias = (
     | Transpose
     | Stream
     | Ahead
+    | MapAhead
     | StripAhead
     | Vectorize
     | Unroll
@@ -191,6 +192,8 @@ def _apply_one(kernel: Kernel, step: Step) -> Kernel:
             return apply_stream(kernel, step)
         case Ahead():
             return fetch_ahead(kernel, step)
+        case MapAhead():
+            return fetch_map(kernel, step)
         case StripAhead():
             return fetch_strip(kernel, step)
         case Vectorize(loop, lanes):

@@ -37,6 +37,7 @@ from codegen.loop import (
     Store,
     Within,
     loops_of,
+    statements_of,
 )
 from codegen.loop_print import kernel_text
 from codegen.loop_verify import highest, verify
@@ -290,6 +291,19 @@ def test_register_tiles_are_wide_where_that_spares_instructions() -> None:
     assert tile(256, 256, 256) == (14, 2)  # four tiles of four vectors would not do for all workers
     assert tile(64, 64, 64) == (6, 4)  # which do not come for so little
     assert tile(2, 64, 256) == (2, 8)
+
+
+def test_maps_fetch_ahead_what_is_far() -> None:
+    def fetched(rows: int) -> list[Fetch]:
+        g = sg.Graph()
+        program = Program(g, (x := g.input("x", (rows, 1024)),), (sg.exp(x),))
+        (low,) = kernels_of(optimize(program, "infer", {}), WIDE)
+        verify(low.scheduled[0].kernel)
+        return [s for s in statements_of(low.scheduled[0].kernel.body) if isinstance(s, Fetch)]
+
+    (fetch,) = fetched(1024)
+    assert fetch.index.const == 1024
+    assert not fetched(128)
 
 
 # The verifier

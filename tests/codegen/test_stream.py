@@ -28,7 +28,7 @@ ROWS, COLUMNS = 6, 320
 def scheduled(name: str, target: Target, rows: int = ROWS, columns: int = COLUMNS) -> Kernel:
     g = sg.Graph()
     x = g.input("x", (rows, columns))
-    value = {"map": lambda: sg.exp(x) + 1, "rows": lambda: sg.nn.softmax(x)}[name]()
+    value = {"map": lambda: sg.exp(x) + 1, "rows": lambda: sg.nn.softmax(x), "turned": lambda: x.T + 1}[name]()
     (low,) = kernels_of(optimize(Program(g, (x,), (value,)), "infer", {}), target)
     return low.scheduled[0].kernel
 
@@ -37,7 +37,7 @@ def streamed(kernel: Kernel) -> list[Store]:
     return [s for s in statements_of(kernel.body) if isinstance(s, Store) and s.past_caches]
 
 
-@pytest.mark.parametrize("name", ["map", "rows"])
+@pytest.mark.parametrize("name", ["map", "rows", "turned"])
 def test_large_results_go_past_the_caches(name: str) -> None:
     columns = 1024
     rows = STREAMED_BYTES // 4 // columns
