@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from symgrad.types import Array
 
 # Work that takes less is done by the calling thread alone: waking others costs more than they save.
-PARALLEL_NS = 60_000
+PARALLEL_NS = 25_000
 # Other threads of Python may run during work that takes more: letting them costs something too.
 LONG_NS = 10_000
 # Workers share what is left of kernels that take each of them longer, so that nobody waits for one that comes late.
