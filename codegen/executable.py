@@ -31,7 +31,7 @@ PARALLEL_NS = 25_000
 # Other threads of Python may run during work that takes more: letting them costs something too.
 LONG_NS = 10_000
 # Workers share what is left of kernels that take each of them longer, so that nobody waits for one that comes late.
-SHARED_NS = 20_000
+SHARED_NS = 5_000
 
 
 def uses_workers(workers: int, ns: float) -> bool:
