@@ -208,16 +208,15 @@ def reads_same_point(
     stack = start
     while stack:
         demand = stack.pop()
-        if demand in seen:
-            continue
-        seen.add(demand)
         source, index, guard = demand
         if source.id in members:
             if guard or summed_in_blocks(source) is not None or member_point(source, domain, point, axes) != index:
                 return False
-        elif is_leaf(source) or source.id in stored or source.op.kind is Kind.SOURCE:
             continue
-        elif source.op.kind is Kind.POINTWISE:
+        if source.id in stored or is_leaf(source) or source.op.kind is Kind.SOURCE or demand in seen:
+            continue
+        seen.add(demand)
+        if source.op.kind is Kind.POINTWISE:
             stack += [(i, index, guard) for i in source.inputs]
         elif source.op.kind is Kind.VIEW:
             try:
