@@ -107,15 +107,18 @@ def fetch_strip(kernel: Kernel, step: StripAhead) -> Kernel:
     """The kernel with fetches before the loops called `run`."""
     height = max(f.loop.extent for f in loops_of(kernel.body) if f.loop.name == step.rows)
 
-    def fetches(load: Load, around: Sequence[Loop]) -> For:
+    def fetches(load: Load, around: Sequence[Loop]) -> Stmt:
         """Those for what a load reads, inside of loops around it."""
+        values = {step.strips: variable(step.strips) + 1, step.run: ZERO}
+        if step.rows in [one.name for one in around]:
+            return Fetch(load.buffer, load.index.substitute(values))
         passes = [one for one in around if not load.index.factor(one.name)]
         row, share = variable(step.rows), height
         if passes:
             share = -(-height // (passes[-1].start + passes[-1].extent))
             row = row + variable(passes[-1].name) * share
-        values = {step.strips: variable(step.strips) + 1, step.rows: row, step.run: ZERO}
-        return For(Loop(step.rows, share, 0, Bind.UNROLL), (Fetch(load.buffer, load.index.substitute(values)),))
+        fetch = Fetch(load.buffer, load.index.substitute({**values, step.rows: row}))
+        return For(Loop(step.rows, share, 0, Bind.UNROLL), (fetch,))
 
     def in_strip(body: Body, around: tuple[Loop, ...]) -> Body:
         out: list[Stmt] = []

@@ -209,6 +209,7 @@ def _row_steps(frame: Frame) -> tuple[Step, ...]:
         Distribute(f"{inner}.0"),
         Keep("total"),
         *shared([name for name, _ in blocks], [size for _, size in blocks]),
+        StripAhead(f"{last}.0", f"{last}.1", f"{inner}.1"),
     )
 
 

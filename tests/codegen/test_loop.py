@@ -205,6 +205,29 @@ def accesses(body: Body, values: dict[str, int]) -> Iterator[tuple[Fetch | Load,
             yield stmt, stmt.index.const + sum(factor * values[name] for name, factor in stmt.index.terms)
 
 
+def lines_read(kernel: Kernel, buffer: str) -> tuple[set[int], set[int]]:
+    """The lines of 16 elements that a kernel reads of a buffer, and those of them that were not fetched before."""
+    read: set[int] = set()
+    unforeseen: set[int] = set()
+    fetched: set[int] = set()
+    for stmt, at in accesses(kernel.body, {}):
+        if stmt.buffer == buffer and isinstance(stmt, Fetch):
+            fetched.add(at // 16)
+        elif stmt.buffer == buffer:
+            read.add(at // 16)
+            unforeseen |= {at // 16} - fetched
+    return read, unforeseen
+
+
+def test_the_next_lines_that_meet_one_row_are_fetched() -> None:
+    g = sg.Graph()
+    x, y = g.input("x", (1, 64)), g.input("y", (64, 2048))
+    (low,) = kernels_of(Program(g, (x, y), (x @ y,)), jit.host_target())
+    read, unforeseen = lines_read(low.scheduled[0].kernel, "p1")
+    assert read == set(range(64 * 2048 // 16))
+    assert unforeseen == set(range(4 * 2048 // 16))
+
+
 @pytest.mark.parametrize("form", ["columns in panels", "rows shared", "long sums"])
 def test_the_next_strip_of_rows_is_fetched(form: str) -> None:
     """Every line of every row but those of the first strip, before it is read; that changes no result."""
@@ -215,15 +238,8 @@ def test_the_next_strip_of_rows_is_fetched(form: str) -> None:
     (low,) = kernels_of(Program(g, (x, y), (x @ y,)), target)
     kernel = low.scheduled[-1].kernel
     verify(kernel)
-    lines = [(stmt, at // 16) for stmt, at in accesses(kernel.body, {}) if stmt.buffer == kernel.params[0].name]
-    read = {line for stmt, line in lines if isinstance(stmt, Load)}
+    read, unforeseen = lines_read(kernel, "p0")
     assert len(read) == rows * depth // 16
-    seen: set[int] = set()
-    unforeseen: set[int] = set()
-    for stmt, line in lines:
-        if isinstance(stmt, Load) and line not in seen:
-            unforeseen.add(line)
-        seen.add(line)
     strip = max(f.loop.extent for f in loops_of(kernel.body) if f.loop.name == "d0.1")
     assert unforeseen == set(range(strip * depth // 16))
 
