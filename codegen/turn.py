@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from codegen.affine import variable
-from codegen.loop import Bind, Body, Buffer, Finish, For, Kernel, Load, Space, Stmt, Store, loops_of, statements_of
+from codegen.loop import (
+    Bind,
+    Body,
+    Buffer,
+    Finish,
+    For,
+    Kernel,
+    Load,
+    Space,
+    Stmt,
+    Store,
+    loops_of,
+    replace_loops,
+    statements_of,
+)
 from symgrad.record import record, replace
 
 
@@ -61,19 +75,7 @@ def turn(kernel: Kernel, step: Turn) -> Kernel:
 
     size = columns * width * width
     tiles = (Buffer(step.tile, finish.dtype, size, Space.TILE), Buffer(kept, finish.dtype, size, Space.SCRATCH))
-    return replace(kernel, body=_changed(kernel.body, step.rows, turned), locals=(*kernel.locals, *tiles))
-
-
-def _changed(body: Body, rows: str, change: Callable[[For], Body]) -> Body:
-    out: list[Stmt] = []
-    for stmt in body:
-        if not isinstance(stmt, For):
-            out.append(stmt)
-        elif stmt.loop.name == rows:
-            out += change(stmt)
-        else:
-            out.append(For(stmt.loop, _changed(stmt.body, rows, change)))
-    return tuple(out)
+    return replace(kernel, body=replace_loops(kernel.body, step.rows, turned), locals=(*kernel.locals, *tiles))
 
 
 def _inside(stmt: For) -> list[For]:
