@@ -173,7 +173,7 @@ def _tile_steps(shape: Contraction, tiling: Tiling, passes: int = 0) -> tuple[St
         steps += _inward(*written_out, levels=levels)
         # Columns outside rows: the panel of columns stays in the cache while the rows pass by.
         steps.append(Distribute(f"{rows}.0"))
-    steps += [Distribute(name) for name in reversed(_passing(shape, tiling))]
+    steps += [Distribute(name) for name in reversed(tiling.passing)]
     steps += _inward(*reversed(_shifts(shape, tiling)), levels=2)
     blocks = _blocks(shape, tiling)
     steps += shared([name for name, _ in blocks], [size for _, size in blocks])
@@ -228,7 +228,7 @@ def _outer(shape: Contraction, tiling: Tiling) -> list[Loop]:
 def _blocks(shape: Contraction, tiling: Tiling) -> list[tuple[str, int]]:
     """The loops around a register tile from outside in, and their extents, before one of them is made parallel."""
     extents = {o.name: o.extent for o in shape.outer}
-    rows, columns, passing, shifts = tiling.rows, tiling.columns, _passing(shape, tiling), _shifts(shape, tiling)
+    rows, columns, passing, shifts = tiling.rows, tiling.columns, tiling.passing, _shifts(shape, tiling)
     around = (rows, *tiling.more, columns, *passing, *shifts)
     blocks = [(o.name, o.extent) for o in _outer(shape, tiling) if o.name not in around]
     blocks.append((f"{columns}.0", -(-extents[columns] // tiling.column_block)))
@@ -236,14 +236,6 @@ def _blocks(shape: Contraction, tiling: Tiling) -> list[tuple[str, int]]:
     if rows is not None:
         blocks.append((f"{rows}.0", -(-extents[rows] // tiling.row_tile)))
     return blocks + [(name, extents[name]) for name in shifts]
-
-
-def _passing(shape: Contraction, tiling: Tiling) -> list[str]:
-    """The loops around the rows of a turned tile, which pass packed columns as the rows do."""
-    if not tiling.turned:
-        return []
-    mine = shape.loops_of(shape.factors[0]) ^ shape.loops_of(shape.factors[1])
-    return [o.name for o in shape.outer if o.name in mine and o.name not in (tiling.rows, tiling.columns)]
 
 
 def _shifts(shape: Contraction, tiling: Tiling) -> list[str]:

@@ -51,6 +51,8 @@ MAX_SCATTERED = 16
 TURN_TERMS = 16
 PACK_ROWS = 40
 UNALIGNED = 0.9
+# Packed columns are read again for every image rather than images for every block of columns, up to so many times more.
+READ_AGAIN = 2
 # Bytes that a core finds again without a search for their pages: packed columns of a tile that many rows pass.
 REACH = 96 << 12
 # Vectors of a register tile.
@@ -145,6 +147,7 @@ class Tiling:
     run: int
     column_block: int
     turned: bool
+    passing: tuple[str, ...]  # loops around the rows that are inside of those over blocks of columns
     line: int  # elements on a cache line of the rows, which are fetched a strip ahead; 0 where they are not
 
     @property
@@ -323,8 +326,28 @@ def tiling_of(frame: Frame, choice: Choice) -> Tiling:
         run=RUN if choice.pack_rows and _rows_lie_along(frame, RUN) else 1,
         column_block=choice.column_block * frame.lanes * choice.vectors,
         turned=frame.turned,
+        passing=_passing(frame, choice) if frame.turned else (),
         line=0 if choice.pack_rows or more else _fetched_line(frame, choice.row_tile),
     )
+
+
+def _passing(frame: Frame, choice: Choice) -> tuple[str, ...]:
+    """The loops around the rows of a turned tile that pass packed columns as the rows do.
+
+    Those that do not shift a window, as one over images, stay outside of all columns unless packed columns are many:
+    columns that are read again come in the order of memory.
+    """
+    load = frame.shape.load(frame.row_factor)
+    names = [o.name for o in frame.own if o is not frame.rows]
+    if load is None:
+        return tuple(names)
+    near = {load.index.factor(o.name) for o in frame.shape.inner}
+    apart = [o for o in frame.own if o is not frame.rows and load.index.factor(o.name) not in near]
+    blocks = -(-frame.columns.extent // (choice.column_block * frame.lanes * choice.vectors))
+    again = math.prod(o.extent for o in apart) * frame.columns.extent * frame.depth
+    if again > READ_AGAIN * blocks * frame.kernel.buffer(load.buffer).size:
+        return tuple(names)
+    return tuple(name for name in names if all(name != o.name for o in apart))
 
 
 def _rows_lie_along(frame: Frame, least: int) -> bool:
