@@ -86,7 +86,7 @@ def works_of(case: Callable[[sg.Graph], list[Any]]) -> list[Work]:
     return works.works_of(prepare(program), TARGET, lambda _: None, None)
 
 
-CASES = {
+CASES: dict[Callable[[sg.Graph], list[Any]], list[str]] = {
     padded: ["contract"],
     padded_twice: ["contract", "contract"],
     both_factors: ["add+multiply+contract"],
