@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from codegen.ahead import StripAhead
 from codegen.costs import COSTS
+from codegen.frame import ROW_GROUP, Frame, epilogue, frame_of, is_one_row, passed_arrays
 from codegen.loop import For, Kernel, Let, Loop, loops_of
 from codegen.stage import (
     Contraction,
@@ -24,15 +25,9 @@ from codegen.tiling import (
     CHAIN,
     FEW_STRIPS,
     PARALLEL_UNITS,
-    ROW_GROUP,
     Choice,
-    Frame,
     Tiling,
     choice_by_rules,
-    epilogue,
-    frame_of,
-    is_one_row,
-    passed_arrays,
     tiling_of,
 )
 from codegen.turn import Turn

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from codegen.ahead import Ahead, MapAhead
 from codegen.costs import COSTS
+from codegen.frame import lane_bytes
 from codegen.group import Anchor
 from codegen.loop import Bind, Body, For, Kernel, Let, Load, Loop, Stmt, Store, loops_of
 from codegen.schedule_contract import innermost, schedule_contract, shared
 from codegen.steps import Distribute, Fuse, Parallel, Split, Step, Unroll, Vectorize, apply, can_fuse
 from codegen.stream import Stream, streams
 from codegen.target import Target
-from codegen.tiling import Choice, choices, lane_bytes
+from codegen.tiling import Choice, choices
 from codegen.transpose import Transpose, turned_loads
 from codegen.writer import MAX_SHUFFLED
 from symgrad.record import record, replace

@@ -1,4 +1,4 @@
-"""Register tiles and cache blocks of contractions: what is given by the loops, what is free, and rules that choose."""
+"""Register tiles and cache blocks of contractions: what is free, and rules that choose."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
-from codegen.loop import Finish, Kernel, Load, Loop, Stmt, Store, loops_of, statements_of, used
-from codegen.stage import Contraction, contraction_of
+from codegen.frame import (
+    MULTIPLY_ADDS,
+    Frame,
+    can_read_columns,
+    frame_of,
+    is_far,
+    is_one_row,
+    itemsize_of,
+    passed_arrays,
+    rows_lie_along,
+)
+from codegen.loop import Kernel, Loop
 from codegen.target import CACHE_LINE, Target
 from symgrad.record import record, replace
 
@@ -21,16 +31,14 @@ OFTEN = 64
 RUN = 16
 # Products summed in one chain; longer sums are sums of such chains.
 CHAIN = 512
-# Elements this far apart cost a translation and a cache set each; so many of them in a row are worth packing.
-FAR_BYTES = 1024
+# So many elements in a row that are far apart are worth packing.
 FAR_STEPS = 64
 # Tiles of rows from which one that is lower than the others costs little.
 LOW = 5
 # Instructions of a step of the sum beside those for the elements of a tile, and how many a core takes in a cycle while
-# another thread has half of it; multiply-adds in a cycle, and the cycles until one is done.
+# another thread has half of it; the cycles until a multiply-add is done.
 STEP_INSTRUCTIONS = 3
 INSTRUCTIONS = 3
-MULTIPLY_ADDS = 2
 LATENCY = 4
 # Cycles lost where the innermost loop of the sum begins anew: a branch that was not foreseen.
 RESTART = 20
@@ -40,17 +48,8 @@ SECOND_FORM = 1.01
 SMALL = 1 << 21
 # Strips of rows that pass a panel, up to which it is kept small.
 FEW_STRIPS = 16
-# Lines of a factor that meets one row: how many are read at once.
-ROW_GROUP = 4
 # Iterations of another loop that stand beside columns of one vector.
 MOST_BESIDE = 7
-# Lanes that a tile stores one by one, where its columns are not those of the result: more only take long to compile.
-MAX_SCATTERED = 16
-# Terms of a sum that take the time in which its share of a tile is turned, and rows that take the time in which columns
-# are packed; the share of the time in which loads do not wait that cross lines of the cache.
-TURN_TERMS = 16
-PACK_ROWS = 40
-UNALIGNED = 0.9
 # Packed columns are read again for every image rather than images for every block of columns, up to so many times more.
 READ_AGAIN = 2
 # Bytes that a core finds again without a search for their pages: packed columns of a tile that many rows pass.
@@ -85,50 +84,6 @@ class Choice:
     pack_columns: bool
     pack_rows: bool
     beside: Beside | None = None
-
-
-@record
-class Frame:
-    """What is given in a tiling: columns run along the lanes, rows are those of the other factor."""
-
-    kernel: Kernel
-    shape: Contraction
-    target: Target
-    row_factor: str
-    column_factor: str
-    rows: Loop | None
-    own: tuple[Loop, ...]  # the loops of the row factor alone
-    columns: Loop
-    others: tuple[Loop, ...]  # further loops of the column factor alone
-    lanes: int
-    turned: bool = False  # the result lies along the rows: tiles are turned before they are stored
-
-    @property
-    def height(self) -> int:
-        return self.rows.extent if self.rows is not None else 1
-
-    @property
-    def depth(self) -> int:
-        return math.prod(one.extent for one in self.shape.inner)
-
-    def tallest(self, vectors: int) -> int:
-        """The most rows of so many vectors that registers hold, beside those of the columns and a row's element.
-
-        Turned ones are no more than the lanes.
-        """
-        registers = self.target.registers
-        rows = min(registers - 4, registers - 1 - vectors) // vectors
-        # With an odd number of multiply-adds the last one would be alone in its cycle.
-        rows = max(1, rows - rows * vectors % MULTIPLY_ADDS)
-        return min(rows, self.lanes) if self.turned else rows
-
-    def tiles(self, vectors: int) -> int:
-        """How many register tiles of so many vectors the columns take."""
-        return -(-self.columns.extent // (self.lanes * vectors))
-
-    def column_bytes(self, vectors: int) -> int:
-        """Bytes of the packed columns of one register tile."""
-        return self.lanes * vectors * self.depth * _itemsize(self.shape, self.column_factor)
 
 
 @record
@@ -168,78 +123,6 @@ class Tiling:
     def tile_columns(self) -> str:
         """The loop over the columns of one register tile."""
         return f"{self.columns}.1.1" if self.is_blocked else f"{self.columns}.1"
-
-
-def frame_of(kernel: Kernel, target: Target) -> Frame | None:
-    """The loops of the register tile: None when nothing is summed or no factor has a loop to run along the lanes."""
-    if not _has_sum(kernel):
-        return None
-    shape = contraction_of(kernel)
-    left, right = shape.factors
-    depends = {f: shape.loops_of(f) for f in (left, right)}
-    own = {
-        f: [o for o in shape.outer if o.extent > 1 and o.name in depends[f] - depends[g]]
-        for f, g in ((left, right), (right, left))
-    }
-    stores = [s for s in statements_of(kernel.body) if isinstance(s, Store)]
-    lanes = target.lanes(_sum_bytes(kernel))
-    best: tuple[bool, int, int, str, str] | None = None
-    for factor in (left, right):
-        for one in own[factor]:
-            load = shape.load(factor)
-            unit = 1 if load is not None and load.index.factor(one.name) == 1 else 0
-            stored = 2 if any(s.index.factor(one.name) == 1 for s in stores) else 0
-            # A loop over the few places in a window would leave most lanes idle, which costs more than packing. But a
-            # factor that has other loops of its own is packed for all of them: with windows, every place of every one.
-            alone = all(o is one for o in own[factor])
-            good = 2 * one.extent >= lanes and (unit > 0 or alone)
-            score = (good, unit + stored, one.extent, one.name, factor)
-            if best is None or score > best:
-                best = score
-    if best is None:
-        return None
-    factor = best[4]
-    other = right if factor == left else left
-    columns = next(o for o in own[factor] if o.name == best[3])
-    if _is_better_turned(shape, own[factor], columns, own[other], lanes):
-        factor, other, columns = other, factor, own[other][0]
-    rows = max(own[other], key=lambda o: (o.extent, o.name), default=None)
-    turned = False
-    if not any(s.index.factor(columns.name) == 1 for s in stores):
-        along = [o for o in own[other] if all(s.index.factor(o.name) == 1 for s in stores) and 4 * o.extent >= lanes]
-        turned = bool(along)
-        rows = along[0] if turned else rows
-        lanes = lanes if turned else min(lanes, MAX_SCATTERED)
-    others = tuple(o for o in own[factor] if o is not columns)
-    return Frame(kernel, shape, target, other, factor, rows, tuple(own[other]), columns, others, lanes, turned)
-
-
-def _is_better_turned(
-    shape: Contraction, places: Sequence[Loop], columns: Loop, channels: Sequence[Loop], lanes: int
-) -> bool:
-    """Whether the only loop of one factor fills the lanes better than one of several loops of the other.
-
-    Vectors of the latter end where that loop ends, and with windows lie across lines of the cache. The other way costs
-    that the factor of the one loop is packed, and that tiles are turned.
-    """
-    if len(places) < 2 or len(channels) != 1:
-        return False
-    found = [load for f in shape.factors if (load := shape.load(f)) is not None and columns.name in used(load)]
-    stride = found[0].index.factor(columns.name) if found else 0
-    windows = any(load.index.factor(o.name) == stride for load in found for o in shape.inner)
-    plain = _filled(columns.extent, lanes) * (UNALIGNED if windows else 1)
-    depth, passes = (math.prod(o.extent for o in loops) for loops in (shape.inner, places))
-    return _filled(channels[0].extent, lanes) * _share(depth, TURN_TERMS) * _share(passes, PACK_ROWS) > plain
-
-
-def _filled(extent: int, lanes: int) -> float:
-    """The share of the lanes that a loop fills."""
-    return extent / (-(-extent // lanes) * lanes)
-
-
-def _share(work: int, once: int) -> float:
-    """The share of work in the time of it and of what is done once."""
-    return work / (work + once)
 
 
 def choice_by_rules(
@@ -290,7 +173,7 @@ def choices(kernel: Kernel, target: Target) -> tuple[Choice, ...]:
     more, _ = _rows_of_tile(frame, first.vectors, first.pack_rows, first.beside)
     if not more:
         found.append(replace(first, row_tile=min(frame.height, frame.tallest(first.vectors))))
-    if _can_read_columns(frame):
+    if can_read_columns(frame):
         found.append(choice_by_rules(frame, pack_columns=not first.pack_columns))
     if frame.rows is not None and frame.shape.load(frame.row_factor) is not None:
         found.append(choice_by_rules(frame, pack_rows=not first.pack_rows))
@@ -305,12 +188,6 @@ def choices(kernel: Kernel, target: Target) -> tuple[Choice, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _can_read_columns(frame: Frame) -> bool:
-    """Whether the column factor can be read where it is, with neighbors along the lanes."""
-    load = frame.shape.load(frame.column_factor)
-    return load is not None and load.index.factor(frame.columns.name) == 1
-
-
 def tiling_of(frame: Frame, choice: Choice) -> Tiling:
     more, _ = _rows_of_tile(frame, choice.vectors, choice.pack_rows, choice.beside)
     return Tiling(
@@ -323,7 +200,7 @@ def tiling_of(frame: Frame, choice: Choice) -> Tiling:
         frame.lanes,
         pack_rows=choice.pack_rows,
         pack_columns=choice.pack_columns,
-        run=RUN if choice.pack_rows and _rows_lie_along(frame, RUN) else 1,
+        run=RUN if choice.pack_rows and rows_lie_along(frame, RUN) else 1,
         column_block=choice.column_block * frame.lanes * choice.vectors,
         turned=frame.turned,
         passing=_passing(frame, choice) if frame.turned else (),
@@ -350,32 +227,17 @@ def _passing(frame: Frame, choice: Choice) -> tuple[str, ...]:
     return tuple(name for name in names if all(name != o.name for o in apart))
 
 
-def _rows_lie_along(frame: Frame, least: int) -> bool:
-    """Whether at least so many neighbors in the sum are neighbors in the rows."""
-    load = frame.shape.load(frame.row_factor)
-    last = frame.shape.inner[-1] if frame.shape.inner else None
-    return load is not None and last is not None and last.extent >= least and load.index.factor(last.name) == 1
-
-
 def _fetched_line(frame: Frame, row_tile: int) -> int:
     """Elements on a cache line of rows worth fetching a strip ahead, as all of them are much for the caches; else 0.
 
     Sums of pieces that are no whole lines would need a second form of the kernel, so they are left to the machine.
     """
-    itemsize = _itemsize(frame.shape, frame.row_factor)
+    itemsize = itemsize_of(frame.shape, frame.row_factor)
     line = CACHE_LINE // itemsize
     much = frame.height * frame.depth * itemsize > frame.target.l2 // 4
-    if frame.height <= row_tile or not much or not _rows_lie_along(frame, 2 * line):
+    if frame.height <= row_tile or not much or not rows_lie_along(frame, 2 * line):
         return 0
     return 0 if frame.shape.inner[-1].extent % line else line
-
-
-def is_one_row(frame: Frame) -> bool:
-    """Whether one row meets a factor that lies along the columns, in lines far apart, and is read only once."""
-    shape = frame.shape
-    if frame.rows is not None or len(shape.inner) != 1 or shape.inner[0].extent < 2 * ROW_GROUP:
-        return False
-    return _can_read_columns(frame) and _is_far(shape, frame.column_factor, shape.inner[0].name)
 
 
 def _rows_of_tile(frame: Frame, vectors: int, pack_rows: bool, beside: Beside | None) -> tuple[tuple[str, ...], int]:
@@ -404,15 +266,11 @@ def _more_rows(rows: Loop, own: Sequence[Loop], row_tile: int, tallest: int) -> 
     return best[1], best[2]
 
 
-def _itemsize(shape: Contraction, factor: str) -> int:
-    return shape.dtype(factor).itemsize
-
-
 def _pack_columns(frame: Frame, strips: int) -> bool:
     """Pack what does not lie along the lanes, and what several strips of rows read at long distances."""
-    if not _can_read_columns(frame):
+    if not can_read_columns(frame):
         return True
-    far = _is_far(frame.shape, frame.column_factor, frame.shape.inner[-1].name)
+    far = is_far(frame.shape, frame.column_factor, frame.shape.inner[-1].name)
     return strips >= PACK_REUSE and frame.depth >= FAR_STEPS and far
 
 
@@ -427,17 +285,11 @@ def _pack_rows(frame: Frame, rows: Loop, reuse: int) -> bool:
     extents = {o.name: o.extent for o in (*shape.outer, *shape.inner)}
     mine = shape.loops_of(factor)
     near = frame.target.l1 if reuse >= OFTEN else frame.target.l2 // 2
-    long = frame.depth * rows.extent * _itemsize(shape, factor) > near
+    long = frame.depth * rows.extent * itemsize_of(shape, factor) > near
     # Overlapping windows are more packed than they are.
     fits = math.prod(extents[name] for name in mine) <= frame.kernel.buffer(load.buffer).size
-    far = any(_is_far(shape, factor, one.name) for one in (rows, *shape.inner) if one.name in mine)
+    far = any(is_far(shape, factor, one.name) for one in (rows, *shape.inner) if one.name in mine)
     return reuse >= PACK_REUSE and long and far and fits
-
-
-def _is_far(shape: Contraction, factor: str, loop: str) -> bool:
-    """Whether neighbors in a loop lie on different pages and in the same few sets of the first cache."""
-    load = shape.load(factor)
-    return load is not None and abs(load.index.factor(loop)) * _itemsize(shape, factor) >= FAR_BYTES
 
 
 def _vectors(frame: Frame) -> int:
@@ -506,28 +358,3 @@ def _column_block(frame: Frame, vectors: int, strips: int, shares: int) -> int:
     fitting = room // max(frame.column_bytes(vectors), 1)
     most = frame.tiles(vectors) if shares == 1 else frame.columns.extent // (frame.lanes * vectors * shares)
     return max(1, min(fitting, most))
-
-
-def passed_arrays(kernel: Kernel, rows: str) -> int:
-    """How many arrays the statements after the sums read or write in other places for every row."""
-    return len({s.buffer for s in epilogue(kernel) if isinstance(s, Load | Store) and s.index.factor(rows)})
-
-
-def epilogue(kernel: Kernel) -> list[Stmt]:
-    """The statements that finish sums or stand beside those that do."""
-    return [s for f in loops_of(kernel.body) if any(isinstance(s, Finish) for s in f.body) for s in f.body]
-
-
-def _has_sum(kernel: Kernel) -> bool:
-    return any(f.loop.name.startswith("k") for f in loops_of(kernel.body))
-
-
-def _sum_bytes(kernel: Kernel) -> int:
-    """The width of the sums: what follows them may be wider, and takes several registers then."""
-    return next(kernel.buffer(s.buffer).dtype.itemsize for s in statements_of(kernel.body) if isinstance(s, Finish))
-
-
-def lane_bytes(kernel: Kernel) -> int:
-    """The width that decides the lanes: of the floats if there are any, else of the widest number."""
-    floats = [b.dtype.itemsize for b in kernel.params + kernel.locals if b.dtype.is_float]
-    return max(floats or [b.dtype.itemsize for b in kernel.params + kernel.locals], default=4)

@@ -18,6 +18,7 @@ from codegen import jit
 from codegen.affine import ZERO, Affine, tile_quotient, tile_remainder, variable
 from codegen.ahead import Ahead
 from codegen.executable import value_name
+from codegen.frame import frame_of
 from codegen.interp import fma, fresh_arrays, run
 from codegen.loop import (
     Accumulate,
@@ -42,7 +43,7 @@ from codegen.loop import (
 from codegen.loop_print import kernel_text
 from codegen.loop_verify import highest, verify
 from codegen.steps import Step, apply
-from codegen.tiling import choice_by_rules, frame_of
+from codegen.tiling import choice_by_rules
 from symgrad.errors import CompileError
 from symgrad.opdef import OPS, Kind
 from symgrad.optimize import optimize
