@@ -141,15 +141,21 @@ def _with_absorbed(
     """The kernels without those that fill a value all of whose readers can fill it."""
     out = list(made)
     gone: set[int] = set()
+    reading: dict[str, set[int]] = {value: set() for value in held}
+    for k, some in enumerate(made):
+        for value in held.keys() & some.values.values():
+            reading[value].add(k)
     for value, producer in held.items():
         source = made[producer]
-        readers = [k for k, some in enumerate(out) if k != producer and value in some.values.values()]
+        readers = sorted(reading[value] - {producer})
         fillings = [_filling(out[k], value, source, target) for k in readers]
         if any(f is None for f in fillings):
             continue
         for k, filling in zip(readers, fillings, strict=True):
             assert filling is not None
             out[k] = _absorbing(out[k], value, source, filling, target, scheduled)
+            for other in held.keys() & out[k].values.values():
+                reading[other].add(k)
         gone.add(producer)
     return [some for k, some in enumerate(out) if k not in gone]
 
