@@ -26,8 +26,8 @@ from codegen.loop import (
 )
 from codegen.scalar import spell
 from codegen.scalar_builder import Value, llvm_type
-from codegen.target import Target
-from codegen.writer import CACHE_LINE, Level, Named, Variable, Writer, scratch_layout
+from codegen.target import CACHE_LINE, Target
+from codegen.writer import Level, Named, Variable, Writer, scratch_layout
 from symgrad.errors import CompileError
 from symgrad.record import record
 from symgrad.types import bool_

@@ -23,7 +23,7 @@ from codegen.loop import (
     Store,
 )
 from codegen.steps import apply
-from codegen.stream import streams
+from codegen.stream import large_results
 from codegen.target import Target
 from codegen.timing import Timed, assembled
 from symgrad.record import record
@@ -94,7 +94,7 @@ def _copy(size: int, target: Target) -> Kernel:
     body = (For(Loop("b", part), (For(Loop("l", lanes, 0, Bind.VECTOR, lanes), body),)),)
     params = (Buffer("p0", float32, size, Space.GLOBAL), Buffer("p1", float32, size, Space.GLOBAL, written=True))
     kernel = Kernel(params, (), (For(Loop("u", UNITS, 0, Bind.PARALLEL), body),))
-    return apply(kernel, streams(kernel, target))
+    return apply(kernel, large_results(kernel, target))
 
 
 def _seconds(kernel: Kernel, arrays: list[np.ndarray], workers: int, target: Target) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from codegen.ahead import Ahead, MapAhead
 from codegen.costs import COSTS
 from codegen.frame import lane_bytes
@@ -9,7 +11,7 @@ from codegen.group import Anchor
 from codegen.loop import Bind, Body, For, Kernel, Let, Load, Loop, Stmt, Store, loops_of
 from codegen.schedule_contract import innermost, schedule_contract, shared
 from codegen.steps import Distribute, Fuse, Parallel, Split, Step, Unroll, Vectorize, apply, can_fuse
-from codegen.stream import Stream, streams
+from codegen.stream import Stream, apply_stream, large_results
 from codegen.target import Target
 from codegen.tiling import Choice, choices
 from codegen.transpose import Transpose, turned_loads
@@ -138,7 +140,7 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     extents = {f.loop.name: f.loop.extent for f in loops}
     if (turned := _turned_loop(loops, best)) is not None:
         steps = _turned_steps(loops, best, turned, lanes)
-        return (*steps, *streams(apply(kernel, steps), target))
+        return (*steps, *_streams(kernel, steps, target))
     if target.registers >= TWICE_REGISTERS and _cost(loops[-1].body) >= LONG_BODY:
         lanes *= 2
     lanes = _narrowed(lanes, extents[best])
@@ -148,7 +150,16 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     sizes = [*(extents[n] for n in rest), -(-extents[best] // lanes)]
     outer = shared([*rest, f"{best}.0"], sizes)
     steps = (*inward, Split(best, lanes), *outer, Vectorize(f"{best}.1", lanes))
-    return (*steps, *streams(apply(kernel, steps), target), *_map_ahead(kernel, loops[-1].body, f"{best}.1", target))
+    return (*steps, *_streams(kernel, steps, target), *_map_ahead(kernel, loops[-1].body, f"{best}.1", target))
+
+
+def _streams(kernel: Kernel, steps: Sequence[Step], target: Target) -> tuple[Stream, ...]:
+    """For large results, the further steps that write them past the caches, where whole vectors are stored."""
+    possible = large_results(kernel, target)
+    if not possible:
+        return ()
+    scheduled = apply(kernel, steps)
+    return tuple(step for step in possible if apply_stream(scheduled, step) != scheduled)
 
 
 def _map_ahead(kernel: Kernel, body: Body, inner: str, target: Target) -> tuple[MapAhead, ...]:
@@ -233,7 +244,7 @@ def _row_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
         if extent >= 4 * lanes:
             lanes *= 2
         steps += [Split(name, lanes), Vectorize(f"{name}.1", lanes)]
-    steps += streams(apply(kernel, steps), target)
+    steps += _streams(kernel, steps, target)
     names = [f.loop.name for f in passes]
     bytes_of_row = passes[0].loop.extent * itemsize
     if outer and len(set(names)) == len(names) and AHEAD_BYTES[0] <= bytes_of_row <= AHEAD_BYTES[1]:

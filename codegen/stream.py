@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from codegen.loop import Bind, Body, For, Kernel, Load, Loop, Space, Store, statements_of
-from codegen.target import Target
+from codegen.target import CACHE_LINE, Target
 from symgrad.record import record, replace
 
 # Bytes that a kernel writes, from which their readers find them in memory one way or the other.
 STREAMED_BYTES = 16 << 20
-# Memory is written in lines; processors gather parts of one that are written in turn.
-LINE_BYTES = 64
+# Processors gather parts of a line of memory that are written in turn.
 PART_BYTES = 16
 
 
@@ -20,16 +19,14 @@ class Stream:
     buffer: str
 
 
-def streams(kernel: Kernel, target: Target) -> tuple[Stream, ...]:
-    """A step for every buffer of a scheduled kernel that is better written past the caches, if results are large."""
+def large_results(kernel: Kernel, target: Target) -> tuple[Stream, ...]:
+    """A step for every buffer that a kernel only writes, if they are better written past the caches."""
     if not target.streams:
         return ()
     read = {s.buffer for s in statements_of(kernel.body) if isinstance(s, Load)}
     results = [b for b in kernel.params if b.written and b.name not in read]
-    if sum(b.size * b.dtype.itemsize for b in results) < STREAMED_BYTES:
-        return ()
-    found = (Stream(b.name) for b in results)
-    return tuple(step for step in found if apply_stream(kernel, step) != kernel)
+    large = sum(b.size * b.dtype.itemsize for b in results) >= STREAMED_BYTES
+    return tuple(Stream(b.name) for b in results) if large else ()
 
 
 def apply_stream(kernel: Kernel, step: Stream) -> Kernel:
@@ -55,6 +52,6 @@ def is_whole(stmt: Store, vector: Loop | None, itemsize: int) -> bool:
     """Whether the lanes of a store are neighbors that fill a line or a part of one, wherever the loops around stand."""
     if vector is None or vector.extent < vector.lanes or stmt.index.factor(vector.name) != 1:
         return False
-    unit = min(LINE_BYTES, vector.lanes * itemsize)
-    steps = [LINE_BYTES // itemsize, stmt.index.const, *(f for name, f in stmt.index.terms if name != vector.name)]
+    unit = min(CACHE_LINE, vector.lanes * itemsize)
+    steps = [CACHE_LINE // itemsize, stmt.index.const, *(f for name, f in stmt.index.terms if name != vector.name)]
     return unit >= PART_BYTES and all(step * itemsize % unit == 0 for step in steps)
