@@ -25,6 +25,7 @@ from codegen.loop import (
     defined,
     loops_of,
     map_indices,
+    replace_statements,
     statements_of,
 )
 from symgrad.record import record, replace
@@ -134,16 +135,13 @@ def _accesses(
 
 def _moved(body: Body, name: str, back: Affine) -> Body:
     """The body with another place in a buffer wherever it is accessed."""
-    out: list[Stmt] = []
-    for stmt in body:
-        match stmt:
-            case For():
-                out.append(For(stmt.loop, _moved(stmt.body, name, back)))
-            case Load() | Store() | Fetch() if stmt.buffer == name:
-                out.append(replace(stmt, index=stmt.index + back))
-            case _:
-                out.append(stmt)
-    return tuple(out)
+
+    def moved(stmt: Stmt) -> Body:
+        if isinstance(stmt, Load | Store | Fetch) and stmt.buffer == name:
+            return (replace(stmt, index=stmt.index + back),)
+        return (stmt,)
+
+    return replace_statements(body, moved)
 
 
 def _renamed(body: Body, names: Mapping[str, str]) -> Body:

@@ -8,6 +8,7 @@ from codegen.affine import ZERO, variable
 from codegen.loop import (
     Bind,
     Body,
+    Buffer,
     Fetch,
     For,
     Kernel,
@@ -71,8 +72,7 @@ def fetch_ahead(kernel: Kernel, step: Ahead) -> Kernel:
     before = True
     for name, access in _accesses(kernel):
         before = before and name != chosen
-        buffer = kernel.buffer(access.buffer)
-        if buffer.space is not Space.GLOBAL or buffer.size * buffer.dtype.itemsize < step.least:
+        if not _is_far(kernel.buffer(access.buffer), step.least):
             continue
         write = isinstance(access, Store)
         index = access.index.substitute({f"{name}.{k}": variable(f"{chosen}.{k}") for k in "01"})
@@ -90,11 +90,9 @@ def fetch_map(kernel: Kernel, step: MapAhead) -> Kernel:
 
     def fetches(load: Load) -> Body:
         buffer = kernel.buffer(load.buffer)
-        itemsize = buffer.dtype.itemsize
-        near = buffer.space is not Space.GLOBAL or buffer.size * itemsize < step.least
-        if near or load.guard or load.index.factor(step.inner) != 1:
+        if load.guard or load.index.factor(step.inner) != 1 or not _is_far(buffer, step.least):
             return ()
-        return (Fetch(load.buffer, load.index + step.distance // itemsize),)
+        return (Fetch(load.buffer, load.index + step.distance // buffer.dtype.itemsize),)
 
     def change(stmt: For) -> Body:
         found = dict.fromkeys(one for s in stmt.body if isinstance(s, Load) for one in fetches(s))
@@ -138,6 +136,11 @@ def fetch_strip(kernel: Kernel, step: StripAhead) -> Kernel:
         return (stmt if is_last else For(stmt.loop, in_strip(stmt.body, ())),)
 
     return replace(kernel, body=replace_loops(kernel.body, step.strips, strips))
+
+
+def _is_far(buffer: Buffer, least: int) -> bool:
+    """Whether a buffer is in memory, and too large to stay in the caches."""
+    return buffer.space is Space.GLOBAL and buffer.size * buffer.dtype.itemsize >= least
 
 
 def _accesses(kernel: Kernel) -> Iterator[tuple[str, Load | Store]]:

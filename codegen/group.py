@@ -138,7 +138,7 @@ class _Partition:
 
     def groups(self) -> tuple[Group, ...]:
         late = self._late()
-        for node in (*(n for n in self.nodes if n.id not in late), *(n for n in self.nodes if n.id in late)):
+        for node in sorted(self.nodes, key=lambda n: n.id in late):
             if node.id in self.stored and not is_leaf(node):
                 self._place(node)
         return self._ordered()

@@ -233,6 +233,17 @@ def replace_loops(body: Body, name: str, change: Callable[[For], Body]) -> Body:
     return tuple(out)
 
 
+def replace_statements(body: Body, change: Callable[[Stmt], Body]) -> Body:
+    """A body with every statement that is no loop, here and in its loops, replaced by what `change` makes of it."""
+    out: list[Stmt] = []
+    for stmt in body:
+        if isinstance(stmt, For):
+            out.append(For(stmt.loop, replace_statements(stmt.body, change)))
+        else:
+            out += change(stmt)
+    return tuple(out)
+
+
 def statements_of(body: Body) -> Iterator[Stmt]:
     """Every statement in a body and in its loops that is no loop, in the order of the text."""
     for stmt in body:
@@ -245,6 +256,11 @@ def statements_of(body: Body) -> Iterator[Stmt]:
 def checks_index(kernel: Kernel) -> bool:
     """Whether a kernel evaluates an index check, and so can report a failure."""
     return any(isinstance(s, Let) and s.op == "check_index" for s in statements_of(kernel.body))
+
+
+def finishes(stmt: Stmt, buffer: str) -> bool:
+    """Whether a statement names what was accumulated in a buffer."""
+    return isinstance(stmt, Finish) and stmt.buffer == buffer
 
 
 def defined(stmt: Stmt) -> str | None:

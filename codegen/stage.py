@@ -20,6 +20,7 @@ from codegen.loop import (
     Store,
     defined,
     replace_loops,
+    replace_statements,
     statements_of,
     used,
 )
@@ -291,35 +292,15 @@ def _buffers(stmts: Iterable[Stmt]) -> set[str]:
 
 
 def _replace_factor(kernel: Kernel, factor: str, load: Load) -> Kernel:
-    body = _swap(kernel.body, factor, load)
+    body = replace_statements(kernel.body, lambda s: (load if defined(s) == factor else s,))
     return replace(kernel, body=_without_dead(body))
-
-
-def _swap(body: Body, factor: str, load: Load) -> Body:
-    out: list[Stmt] = []
-    for stmt in body:
-        if isinstance(stmt, For):
-            out.append(For(stmt.loop, _swap(stmt.body, factor, load)))
-        else:
-            out.append(load if defined(stmt) == factor else stmt)
-    return tuple(out)
 
 
 def _without_dead(body: Body) -> Body:
     """The body without definitions nobody uses."""
     while True:
-        wanted = {name for stmt in statements_of(body) for name in used(stmt)}
-        smaller = _keep(body, wanted)
+        wanted: set[str | None] = {None, *(name for stmt in statements_of(body) for name in used(stmt))}
+        smaller = replace_statements(body, lambda s, wanted=wanted: (s,) if defined(s) in wanted else ())
         if smaller == body:
             return body
         body = smaller
-
-
-def _keep(body: Body, wanted: set[str]) -> Body:
-    out: list[Stmt] = []
-    for stmt in body:
-        if isinstance(stmt, For):
-            out.append(For(stmt.loop, _keep(stmt.body, wanted)))
-        elif (name := defined(stmt)) is None or name in wanted:
-            out.append(stmt)
-    return tuple(out)

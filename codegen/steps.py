@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import numpy as np
@@ -25,10 +25,12 @@ from codegen.loop import (
     Stmt,
     Store,
     defined,
+    finishes,
     indices_of,
     loops_of,
     map_indices,
     replace_loops,
+    replace_statements,
     statements_of,
     used,
 )
@@ -375,11 +377,11 @@ def _spill(kernel: Kernel, step: Spill) -> Kernel:
             return None
         if not any(s.buffer == finish.buffer for s in _accumulating(stmt.body) if isinstance(s, Finish)):
             return None
-        first = _only(stmt, lambda s: (s, Store(step.tile, index, finish.name)) if _is_finish(s, finish) else ())
-        second = _only(
-            stmt, lambda s: (Load(finish.name, step.tile, index, finish.dtype),) if _is_finish(s, finish) else (s,)
-        )
-        return first, _rolled(second)
+        store = Store(step.tile, index, finish.name)
+        load = Load(finish.name, step.tile, index, finish.dtype)
+        first = replace_statements(stmt.body, lambda s: (s, store) if finishes(s, finish.buffer) else ())
+        second = replace_statements(stmt.body, lambda s: (load if finishes(s, finish.buffer) else s,))
+        return For(stmt.loop, first), _rolled(For(stmt.loop, second))
 
     def in_place(rows: For) -> Body:
         return halves(rows) or (rows,)
@@ -403,44 +405,27 @@ def _kept(kernel: Kernel, total: str) -> Kernel:
     zero, before, after = f"{total}_zero", f"{total}_before", f"{total}_after"
     literal = Literal(np.zeros((), dtype.np))
 
-    def change(body: Body) -> Body:
-        out: list[Stmt] = []
-        for stmt in body:
-            match stmt:
-                case For():
-                    out.append(For(stmt.loop, change(stmt.body)))
-                case Init(buffer, index) if buffer == total:
-                    out += [Let(zero, "const", (), dtype, (("value", literal),)), Store(total, index, zero)]
-                case Accumulate(buffer, index, "sum", (part,)) if buffer == total:
-                    out += [
-                        Load(before, total, index, dtype),
-                        Let(after, "add", (before, part), dtype),
-                        Store(total, index, after),
-                    ]
-                case Finish(name, buffer, index) if buffer == total:
-                    out.append(Load(name, total, index, dtype))
-                case _:
-                    out.append(stmt)
-        return tuple(out)
+    def change(stmt: Stmt) -> Body:
+        match stmt:
+            case Init(buffer, index) if buffer == total:
+                return Let(zero, "const", (), dtype, (("value", literal),)), Store(total, index, zero)
+            case Accumulate(buffer, index, "sum", (part,)) if buffer == total:
+                return (
+                    Load(before, total, index, dtype),
+                    Let(after, "add", (before, part), dtype),
+                    Store(total, index, after),
+                )
+            case Finish(name, buffer, index) if buffer == total:
+                return (Load(name, total, index, dtype),)
+            case _:
+                return (stmt,)
 
     locals_ = tuple(replace(b, space=Space.SCRATCH) if b.name == total else b for b in kernel.locals)
-    return replace(kernel, body=change(kernel.body), locals=locals_)
-
-
-def _is_finish(stmt: Stmt, finish: Finish) -> bool:
-    return isinstance(stmt, Finish) and stmt.buffer == finish.buffer
+    return replace(kernel, body=replace_statements(kernel.body, change), locals=locals_)
 
 
 def _extent(kernel: Kernel, name: str) -> int:
     return max((f.loop.start + f.loop.extent for f in loops_of(kernel.body) if f.loop.name == name), default=1)
-
-
-def _only(stmt: For, change: Callable[[Stmt], Body]) -> For:
-    """The loop with every statement of its innermost bodies replaced."""
-    body: list[Stmt] = []
-    for inner in stmt.body:
-        body += (_only(inner, change),) if isinstance(inner, For) else change(inner)
-    return For(stmt.loop, tuple(body))
 
 
 def _rolled(stmt: For) -> For:
@@ -460,8 +445,13 @@ def _distribute(kernel: Kernel, name: str) -> Kernel:
         own = _shared_accumulators(stmt.body) - _having_axis(stmt.body, name)
         for buffer in own:
             grown[buffer] = sizes[buffer] * extent
-        body = tuple(_shift_accumulators(s, own, sizes, name) for s in stmt.body)
-        return _segments(stmt.loop, body)
+
+        def shifted(one: Stmt) -> Body:
+            if isinstance(one, Init | Accumulate | Finish) and one.buffer in own:
+                return (replace(one, index=one.index + variable(name) * sizes[one.buffer]),)
+            return (one,)
+
+        return _segments(stmt.loop, replace_statements(stmt.body, shifted))
 
     body = replace_loops(kernel.body, name, change)
     locals_ = tuple(replace(b, size=grown.get(b.name, b.size)) for b in kernel.locals)
@@ -488,16 +478,6 @@ def _having_axis(body: Body, name: str) -> set[str]:
 
 def _accumulating(body: Body) -> Iterable[Init | Accumulate | Finish]:
     return (s for s in statements_of(body) if isinstance(s, Init | Accumulate | Finish))
-
-
-def _shift_accumulators(stmt: Stmt, own: set[str], sizes: dict[str, int], name: str) -> Stmt:
-    match stmt:
-        case For():
-            return For(stmt.loop, tuple(_shift_accumulators(s, own, sizes, name) for s in stmt.body))
-        case Init() | Accumulate() | Finish() if stmt.buffer in own:
-            return replace(stmt, index=stmt.index + variable(name) * sizes[stmt.buffer])
-        case _:
-            return stmt
 
 
 def _segments(loop: Loop, body: Body) -> Body:

@@ -168,7 +168,7 @@ def choices(kernel: Kernel, target: Target) -> tuple[Choice, ...]:
     first = choice_by_rules(frame)
     found = [first]
     for vectors in TRIED_VECTORS:
-        if vectors <= -(-frame.columns.extent // frame.lanes):
+        if vectors <= frame.tiles(1):
             found.append(choice_by_rules(frame, vectors))
     more, _ = _rows_of_tile(frame, first.vectors, first.pack_rows, first.beside)
     if not more:
@@ -310,14 +310,13 @@ def _vectors(frame: Frame) -> int:
         near = rows <= frame.tallest(vectors) or frame.column_bytes(vectors) <= REACH
         return vectors <= 2 or (shared and near)
 
-    available = -(-columns // lanes)
-    return min((v for v in VECTORS if v <= available and is_possible(v)), key=lambda v: (time(v), v))
+    return min((v for v in VECTORS if v <= frame.tiles(1) and is_possible(v)), key=lambda v: (time(v), v))
 
 
 def _turned_vectors(frame: Frame) -> int:
     """As many as registers hold for the rows of a tile, which are at most as many as lanes."""
     row_tile = _even(frame.height, frame.tallest(2))
-    return max(1, min((frame.target.registers - 4) // row_tile, -(-frame.columns.extent // frame.lanes)))
+    return max(1, min((frame.target.registers - 4) // row_tile, frame.tiles(1)))
 
 
 def _even(rows: int, tallest: int) -> int:

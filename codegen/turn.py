@@ -14,10 +14,11 @@ from codegen.loop import (
     Kernel,
     Load,
     Space,
-    Stmt,
     Store,
+    finishes,
     loops_of,
     replace_loops,
+    replace_statements,
     statements_of,
 )
 from symgrad.record import record, replace
@@ -49,7 +50,7 @@ def turn(kernel: Kernel, step: Turn) -> Kernel:
     kept = f"{step.tile}_kept"
 
     def turned(stmt: For) -> Body:
-        if not any(isinstance(s, Finish) and s.buffer == finish.buffer for s in statements_of(stmt.body)):
+        if not any(finishes(s, finish.buffer) for s in statements_of(stmt.body)):
             return (stmt,)
         if stmt.loop.extent > width or stmt.loop.start:
             raise ValueError(f"turn: {stmt.loop.name} does not fit into {width} lanes")
@@ -67,8 +68,9 @@ def turn(kernel: Kernel, step: Turn) -> Kernel:
             )
 
         load = Load(finish.name, step.tile, place, finish.dtype)
+        store = Store(step.tile, place, finish.name)
         return (
-            For(stmt.loop, tuple(_sums(s, finish, Store(step.tile, place, finish.name)) for s in stmt.body)),
+            For(stmt.loop, replace_statements(stmt.body, lambda s: (s, store) if finishes(s, finish.buffer) else ())),
             *nest(Bind.UNROLL, lambda _: (load, Store(kept, line, finish.name))),
             *nest(Bind.SERIAL, lambda body: _rest(body, finish, replace(load, buffer=kept, index=line))),
         )
@@ -86,19 +88,6 @@ def _inside(stmt: For) -> list[For]:
     return loops
 
 
-def _sums(stmt: Stmt, finish: Finish, store: Store) -> Stmt:
-    """A nest that ends in storing the sums."""
-    if not isinstance(stmt, For):
-        return stmt
-    body: list[Stmt] = []
-    for one in stmt.body:
-        if isinstance(one, For):
-            body.append(_sums(one, finish, store))
-        elif isinstance(one, Finish) and one.buffer == finish.buffer:
-            body += [one, store]
-    return For(stmt.loop, tuple(body))
-
-
 def _rest(body: Body, finish: Finish, load: Load) -> Body:
     """What a body does with the sums."""
-    return tuple(load if isinstance(s, Finish) and s.buffer == finish.buffer else s for s in body)
+    return tuple(load if finishes(s, finish.buffer) else s for s in body)
