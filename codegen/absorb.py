@@ -7,24 +7,19 @@ from collections.abc import Callable, Iterator, Mapping
 from codegen.affine import Affine, variable
 from codegen.costs import COSTS
 from codegen.loop import (
-    Accumulate,
     Bind,
     Body,
     Fetch,
-    Finish,
     For,
-    Index,
-    Init,
     Kernel,
     Let,
     Load,
     Space,
     Stmt,
     Store,
-    Within,
     defined,
     loops_of,
-    map_indices,
+    renamed,
     replace_statements,
     statements_of,
 )
@@ -105,13 +100,13 @@ def absorbed(
 
     # Loops and values get names of their own.
     own = {one.loop.name for one in loops_of(naive.body)} | {n for s in statements_of(naive.body) if (n := defined(s))}
-    renamed = {n: f"{name}_{n}" for n in own} | {whole.loop.name: slices.loop} | dict(names)
-    body = _renamed(whole.body, renamed)
-    params = tuple(replace(b, name=renamed[b.name]) for b in naive.params)
+    names_of = {n: f"{name}_{n}" for n in own} | {whole.loop.name: slices.loop} | dict(names)
+    body = renamed(whole.body, names_of)
+    params = tuple(replace(b, name=names_of[b.name]) for b in naive.params)
     part = scheduled(Kernel(params, (), _moved(body, name, back)))
     inner = {b.name: f"{name}_{b.name}" for b in part.locals}
 
-    filled = _renamed(tuple(map(_serial, part.body)), inner)
+    filled = renamed(tuple(map(_serial, part.body)), inner)
     known = {b.name for b in kernel.params}
     more = tuple(b for b in params if not b.written and b.name not in known)
     return Kernel(
@@ -142,33 +137,6 @@ def _moved(body: Body, name: str, back: Affine) -> Body:
         return (stmt,)
 
     return replace_statements(body, moved)
-
-
-def _renamed(body: Body, names: Mapping[str, str]) -> Body:
-    """The body with loops, values and buffers renamed."""
-    variables = {old: variable(new) for old, new in names.items()}
-
-    def new(name: str) -> str:
-        return names.get(name, name)
-
-    def one(stmt: Stmt) -> Stmt:
-        match stmt:
-            case For(loop, inner):
-                return For(replace(loop, name=new(loop.name)), tuple(map(one, inner)))
-            case Let():
-                return replace(stmt, name=new(stmt.name), args=tuple(map(new, stmt.args)))
-            case Index() | Within():
-                return replace(stmt, name=new(stmt.name))
-            case Load():
-                return replace(stmt, name=new(stmt.name), buffer=new(stmt.buffer))
-            case Store():
-                return replace(stmt, value=new(stmt.value), buffer=new(stmt.buffer))
-            case Fetch():
-                return replace(stmt, buffer=new(stmt.buffer))
-            case Init() | Accumulate() | Finish():
-                raise ValueError(f"no element is filled by {stmt}")
-
-    return tuple(map(one, map_indices(body, lambda index: index.substitute(variables))))
 
 
 def _serial(stmt: Stmt) -> Stmt:

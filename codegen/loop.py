@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from codegen.affine import Affine
+from codegen.affine import Affine, variable
 from symgrad.record import record, replace
 from symgrad.types import DType
 
@@ -280,3 +280,42 @@ def used(stmt: Stmt) -> Iterator[str]:
     if not isinstance(stmt, For):
         for index in indices_of((stmt,)):
             yield from (name for name, _ in index.terms)
+
+
+def renamed(body: Body, names: Mapping[str, str]) -> Body:
+    """The body with loops, values and buffers renamed."""
+    variables = {old: variable(new) for old, new in names.items()}
+
+    def new(name: str) -> str:
+        return names.get(name, name)
+
+    def one(stmt: Stmt) -> Stmt:
+        match stmt:
+            case For(loop, inner):
+                return For(replace(loop, name=new(loop.name)), tuple(map(one, inner)))
+            case Let():
+                return replace(stmt, name=new(stmt.name), args=tuple(map(new, stmt.args)))
+            case Index() | Within():
+                return replace(stmt, name=new(stmt.name))
+            case Load() | Finish():
+                return replace(stmt, name=new(stmt.name), buffer=new(stmt.buffer))
+            case Store():
+                return replace(stmt, value=new(stmt.value), buffer=new(stmt.buffer))
+            case Fetch() | Init():
+                return replace(stmt, buffer=new(stmt.buffer))
+            case Accumulate():
+                name = None if stmt.name is None else new(stmt.name)
+                return replace(stmt, name=name, buffer=new(stmt.buffer), args=tuple(map(new, stmt.args)))
+
+    return tuple(map(one, map_indices(body, lambda index: index.substitute(variables))))
+
+
+def without_dead(body: Body) -> Body:
+    """The body without definitions nobody uses, but for checks, which can fail."""
+    while True:
+        wanted: set[str | None] = {None, *(name for stmt in statements_of(body) for name in used(stmt))}
+        wanted |= {s.name for s in statements_of(body) if isinstance(s, Let) and s.op == "check_index"}
+        smaller = replace_statements(body, lambda s, wanted=wanted: (s,) if defined(s) in wanted else ())
+        if smaller == body:
+            return body
+        body = smaller

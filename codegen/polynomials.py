@@ -141,10 +141,9 @@ def exp(b: ScalarBuilder, x: Value) -> Value:
     """(1 + p) 2^n. Processors are slow where a result underflows: what is 0, as what a mask hides from a softmax, is
     chosen."""
     c = format_of(x)
-    zero = b.const(x.dtype, 0)
-    vanishes = b.compare("lt", x, c.exp_low)
-    p, t = exp_parts(b, b.select(vanishes, zero, clamp_above(b, x, c.exp_high)))
-    return b.select(vanishes, zero, scale(b, b.add(p, 1), t))
+    stays = b.bit_not(b.compare("lt", x, c.exp_low))
+    p, t = exp_parts(b, b.select(stays, clamp_above(b, x, c.exp_high), 0))
+    return b.select(stays, scale(b, b.add(p, 1), t), 0)
 
 
 def expm1(b: ScalarBuilder, x: Value) -> Value:
@@ -170,9 +169,8 @@ def sigmoid(b: ScalarBuilder, x: Value) -> Value:
     """1 / (1 + 2^n (1 + p)) as 2^-k / (2^-k + 2^(n - k) (1 + p)), k about n / 2: nothing overflows, and what is small
     underflows with the last product. What is 0 is chosen, as that product would be slow."""
     c = format_of(x)
-    zero = b.const(x.dtype, 0)
-    vanishes = b.compare("lt", x, c.exp_low)
-    p, t = exp_parts(b, b.select(vanishes, zero, clamp_below(b, b.negative(x), c.exp_low)))
+    stays = b.bit_not(b.compare("lt", x, c.exp_low))
+    p, t = exp_parts(b, b.select(stays, clamp_below(b, b.negative(x), c.exp_low), 0))
     both = integer_part(b, t, 2 * c.bias)
     first = b.shift_right(both, 1)
     power = power_of_two(b, first, x)
@@ -180,8 +178,8 @@ def sigmoid(b: ScalarBuilder, x: Value) -> Value:
     # Where 2^n is so large that 1 + 2^n would be rounded, it is added last.
     far = b.compare("gt", t, c.magic + c.mantissa - 2)
     start = b.select(far, inverse, b.add(power, inverse))
-    total = b.add(b.fma(p, power, start), b.select(far, power, zero))
-    return b.select(vanishes, zero, b.multiply(b.divide(1, total), inverse))
+    total = b.add(b.fma(p, power, start), b.select(far, power, 0))
+    return b.select(stays, b.multiply(b.divide(1, total), inverse), 0)
 
 
 def tanh(b: ScalarBuilder, x: Value) -> Value:

@@ -9,7 +9,9 @@ from codegen.costs import COSTS
 from codegen.frame import lane_bytes
 from codegen.group import Anchor
 from codegen.loop import Bind, Body, For, Kernel, Let, Load, Loop, Stmt, Store, loops_of
+from codegen.overlap import Overlap, passes_beside
 from codegen.schedule_contract import innermost, schedule_contract, shared
+from codegen.single import single_elements
 from codegen.steps import Distribute, Fuse, Parallel, Split, Step, Unroll, Vectorize, apply, can_fuse
 from codegen.stream import Stream, apply_stream, large_results
 from codegen.target import Target
@@ -26,6 +28,9 @@ SCATTER_BYTES = 1 << 10
 ROW_BYTES = 64
 # Rows of so many bytes are fetched ahead: shorter ones the processor foresees itself, longer ones would not stay.
 AHEAD_BYTES = (1 << 10, 1 << 17)
+# How many rows are a unit of work where each is written while the next one is read, and how many units there must be.
+UNIT_ROWS = (32, 16, 8)
+FEWEST_UNITS = 64
 # How far ahead maps fetch what they read.
 MAP_AHEAD_BYTES = 1 << 12
 # The narrowest vector of a short loop.
@@ -57,6 +62,9 @@ def schedule(kernel: Kernel, anchor: Anchor, target: Target, choice: Choice | No
         case Anchor.MAP:
             done = [_applied(kernel, _map_steps(kernel, target))]
         case Anchor.ROWS:
+            single = single_elements(kernel)
+            kernel = apply(kernel, single)
+            fused = (*fused, *single)
             done = [_applied(kernel, _row_steps(kernel, target))]
         case Anchor.CONTRACT:
             done = [Scheduled(one, steps) for one, steps in schedule_contract(kernel, target, choice)]
@@ -245,17 +253,37 @@ def _row_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
             lanes *= 2
         steps += [Split(name, lanes), Vectorize(f"{name}.1", lanes)]
     steps += _streams(kernel, steps, target)
+    streamed = {step.buffer for step in steps if isinstance(step, Stream)}
+    streaming = [f for f in passes if any(isinstance(s, Store) and s.buffer in streamed for s in f.body)]
     names = [f.loop.name for f in passes]
     bytes_of_row = passes[0].loop.extent * itemsize
     if outer and len(set(names)) == len(names) and AHEAD_BYTES[0] <= bytes_of_row <= AHEAD_BYTES[1]:
         # Passes that write past the caches wait for memory as it is.
-        streamed = {step.buffer for step in steps if isinstance(step, Stream)}
-        quiet = [f for f in passes if not any(isinstance(s, Store) and s.buffer in streamed for s in f.body)]
+        quiet = [f for f in passes if f not in streaming]
         busiest = max(quiet or passes, key=lambda f: _cost(f.body)).loop.name
         steps.append(Ahead(f"{busiest}.1", outer[-1].loop.name, target.l2))
-    if outer:
-        steps.append(Parallel(outer[0].loop.name))
-    return tuple(steps)
+    if streaming == passes[-1:] and bytes_of_row <= AHEAD_BYTES[1] and (late := _overlapped(kernel, steps, outer)):
+        return (*steps, *late)
+    return (*steps, Parallel(outer[0].loop.name)) if outer else tuple(steps)
+
+
+def _overlapped(kernel: Kernel, steps: Sequence[Step], outer: Sequence[For]) -> tuple[Step, ...]:
+    """The last steps of a schedule that writes a row while the next one is read; none where that cannot be."""
+    if not outer:
+        return ()
+    cut, units, rows = (), outer[0].loop.name, outer[-1].loop.name
+    if len(outer) == 1:
+        extent = outer[0].loop.extent
+        fitting = [n for n in UNIT_ROWS if extent % n == 0 and extent // n >= FEWEST_UNITS]
+        if not fitting:
+            return ()
+        cut, units, rows = (Split(rows, fitting[0]),), f"{rows}.0", f"{rows}.1"
+    scheduled = apply(kernel, (*steps, *cut))
+    beside = passes_beside(scheduled, rows)
+    if not beside:
+        return ()
+    costs = {f.loop.name: _cost(f.body) for f in loops_of(scheduled.body)}
+    return (*cut, Overlap(rows, max(beside, key=lambda name: costs[f"{name}.1"])), Parallel(units))
 
 
 def _has_loop(stmt: For) -> bool:

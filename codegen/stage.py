@@ -23,6 +23,7 @@ from codegen.loop import (
     replace_statements,
     statements_of,
     used,
+    without_dead,
 )
 from codegen.steps import Distribute, Split, Step, Unroll, Vectorize, apply, split_body
 from codegen.target import CACHE_LINE
@@ -293,14 +294,4 @@ def _buffers(stmts: Iterable[Stmt]) -> set[str]:
 
 def _replace_factor(kernel: Kernel, factor: str, load: Load) -> Kernel:
     body = replace_statements(kernel.body, lambda s: (load if defined(s) == factor else s,))
-    return replace(kernel, body=_without_dead(body))
-
-
-def _without_dead(body: Body) -> Body:
-    """The body without definitions nobody uses."""
-    while True:
-        wanted: set[str | None] = {None, *(name for stmt in statements_of(body) for name in used(stmt))}
-        smaller = replace_statements(body, lambda s, wanted=wanted: (s,) if defined(s) in wanted else ())
-        if smaller == body:
-            return body
-        body = smaller
+    return replace(kernel, body=without_dead(body))

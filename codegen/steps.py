@@ -34,6 +34,8 @@ from codegen.loop import (
     statements_of,
     used,
 )
+from codegen.overlap import Overlap, overlap
+from codegen.single import Single, take_single
 from codegen.stream import Stream, apply_stream
 from codegen.transpose import Transpose, apply_transpose
 from codegen.turn import Turn, turn
@@ -151,10 +153,12 @@ Step: TypeAlias = (
     | Turn
     | Keep
     | Transpose
+    | Single
     | Stream
     | Ahead
     | MapAhead
     | StripAhead
+    | Overlap
     | Vectorize
     | Unroll
     | Parallel
@@ -190,6 +194,8 @@ def _apply_one(kernel: Kernel, step: Step) -> Kernel:
             return _kept(kernel, total)
         case Transpose():
             return apply_transpose(kernel, step)
+        case Single():
+            return take_single(kernel, step)
         case Stream():
             return apply_stream(kernel, step)
         case Ahead():
@@ -198,6 +204,8 @@ def _apply_one(kernel: Kernel, step: Step) -> Kernel:
             return fetch_map(kernel, step)
         case StripAhead():
             return fetch_strip(kernel, step)
+        case Overlap():
+            return overlap(kernel, step)
         case Vectorize(loop, lanes):
             return replace(kernel, body=replace_loops(kernel.body, loop, lambda f: _bound(f, Bind.VECTOR, lanes)))
         case Unroll(loop):
