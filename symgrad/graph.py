@@ -483,9 +483,17 @@ class Graph:
 DEFAULT_REWRITES: dict[str, Sequence[Rewrite]] = {}
 
 
-def _order(node: Node) -> tuple[bool, int]:
-    uniform = node.inputs[0] if node.op.name == "broadcast" else node
-    return (uniform.op.name == "const", node.id)
+def _order(node: Node) -> tuple[int, int]:
+    """Operands as they come, then repeated ones, then constants.
+
+    One repeated operand serves many nodes, and is older than the other operand in all but the first of them: by age
+    alone, nodes that compute alike would differ.
+    """
+    if node.op.name == "const":
+        return 2, node.id
+    if node.op.name == "broadcast":
+        return (2 if node.inputs[0].op.name == "const" else 1), node.id
+    return 0, node.id
 
 
 def _extent(name: str, extent: Extent | str) -> Extent:

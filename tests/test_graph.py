@@ -26,6 +26,15 @@ def test_equal_nodes_are_one():
     assert len(g.nodes) == count
 
 
+def test_a_repeated_operand_stands_last_whatever_its_age():
+    g, x, y = graph()
+    rate = sg.exp(g.input("rate", ()))
+    first, second = sg.tanh(x) * rate, rate * sg.tanh(y)
+    assert first.inputs[1] is second.inputs[1], "one repeated operand, younger than one tanh and older than the other"
+    assert [n.inputs[0].op.name for n in (first, second)] == ["tanh", "tanh"]
+    assert (first + 1.0).inputs[0] is first, "constants stand after all"
+
+
 def test_ids_are_topological():
     g, x, y = graph()
     sg.grad(sg.sum(sg.tanh(x @ y.T)), [x, y])
