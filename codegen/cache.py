@@ -1,7 +1,9 @@
-"""Machine code on disk: objects that were compiled before, for this machine and by this code.
+"""Machine code on disk: objects that were compiled before, for this machine and by this code, and plans of programs.
 
 One file per object, named by what it was made from. Objects are native code: a damaged one can end the process, and one
 from somebody else can do anything. So a file is used only if its checksum fits, from a folder nobody else can write.
+
+A disk takes about a millisecond to have a file for sure. Nobody waits for that: a thread writes what is kept.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import hashlib
 import os
 import stat
 import tempfile
+import threading
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -25,6 +28,11 @@ LIMIT = 256 << 20
 BLOCK = 4096
 # Temporary files of processes that ended while writing are removed after so many seconds.
 STALE_SECONDS = 3600
+
+_lock = threading.Lock()  # for what waits to be written, in any folder
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def object_key(text: str, target: Target, options: str = "") -> str:
@@ -46,13 +54,14 @@ def _common(target: Target, *parts: str) -> Any:
 
 @lru_cache(maxsize=1)
 def _sources() -> str:
-    """A fingerprint of the code generator: another version of it, or one that is being worked on, makes other code."""
+    """A fingerprint of the sources: another version of them, or one that is being worked on, makes other code."""
     digest = hashlib.sha256()
-    for file in sorted(resources.files("codegen").iterdir(), key=lambda f: f.name):
-        if file.name.endswith(".py"):
-            data = file.read_bytes()
-            digest.update(f"{file.name} {len(data)}\n".encode())
-            digest.update(data)
+    for package in ("codegen", "symgrad", "symgrad.ops"):
+        for file in sorted(resources.files(package).iterdir(), key=lambda f: f.name):
+            if file.name.endswith(".py"):
+                data = file.read_bytes()
+                digest.update(f"{package} {file.name} {len(data)}\n".encode())
+                digest.update(data)
     return digest.hexdigest()
 
 
@@ -60,13 +69,16 @@ class ObjectCache:
     """Objects in a folder of their own, at most about `limit` bytes of them; the oldest go first.
 
     Any number of threads and processes may use a folder at once. What cannot be written is not kept, and what is
-    damaged is made again. CompileError for a folder that is not ours alone.
+    damaged is made again. A process does not end before what it keeps is written. CompileError for a folder that is not
+    ours alone.
     """
 
     def __init__(self, folder: Path, limit: int = LIMIT) -> None:
         self.folder = folder
         self.limit = limit
         self._unchecked: int | None = None  # bytes written since the folder was measured; None before the first time
+        self._pending: dict[str, bytes] = {}
+        self._writer: threading.Thread | None = None
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_private(folder)
@@ -75,6 +87,9 @@ class ObjectCache:
 
     def find(self, key: str) -> bytes | None:
         """The object with this key, whole as it was kept, or None."""
+        with _lock:
+            if (code := self._pending.get(key)) is not None:
+                return code
         path = self.folder / key
         try:
             data = path.read_bytes()
@@ -91,7 +106,37 @@ class ObjectCache:
         return code
 
     def keep(self, key: str, code: bytes) -> None:
-        """Keep an object under a key, if the folder can be written."""
+        """Keep an object under a key, if the folder can be written. It is on the disk soon."""
+        with _lock:
+            self._pending[key] = code
+            if self._writer is not None and self._writer.is_alive():
+                return
+            self._writer = threading.Thread(target=self._write_pending, name="symgrad cache")
+            with contextlib.suppress(RuntimeError):  # the interpreter ends: what is kept now is not kept
+                self._writer.start()
+
+    def settle(self) -> None:
+        """Wait until all that was kept is on the disk."""
+        with _lock:
+            writer = self._writer
+        if writer is not None and writer.is_alive():
+            writer.join()
+        else:
+            self._write_pending()  # a process that was forked has no thread
+
+    def _write_pending(self) -> None:
+        while True:
+            with _lock:
+                if not self._pending:
+                    self._writer = None
+                    return
+                key, code = next(iter(self._pending.items()))
+            self._write(key, code)
+            with _lock:
+                if self._pending.get(key) is code:
+                    del self._pending[key]
+
+    def _write(self, key: str, code: bytes) -> None:
         temporary = ""
         try:
             handle, temporary = tempfile.mkstemp(prefix="tmp-", dir=self.folder)

@@ -15,7 +15,7 @@ import numpy as np
 from codegen import threads
 from codegen.driver import BARRIER, GUARD
 from codegen.footprint import peak_lines
-from codegen.plan import MemoryPlan, Work, original
+from codegen.plan import MemoryPlan, Task, original
 from codegen.profile import Profile, kernel_table
 from symgrad.graph import Node, describe
 from symgrad.program import Program
@@ -67,7 +67,7 @@ _where: Callable[[Array], int] = id if _OBJECTS else _address
 class Launchable:
     """A work with its machine code, whether workers meet before it, and what keeps the code mapped."""
 
-    work: Work
+    task: Task
     address: int
     scratch_bytes: int
     barrier: bool
@@ -99,19 +99,19 @@ class Context:
         args: list[Array] = []
         records: list[threads.Launch] = []
         guarded = not executable.checks
-        shares = [executable.parallel and shares_rest(executable.workers, one.work.ns) for one in launches]
+        shares = [executable.parallel and shares_rest(executable.workers, one.task.ns) for one in launches]
         counters = threads.counter_records(sum(shares), executable.workers)
         unused = iter(counters)
         for one, shared in zip(launches, shares, strict=True):
-            places = [memory.places[v] for v in one.work.values]
+            places = [memory.places[v] for v in one.task.values]
             pairs = np.array([(slot_of[p.slot], p.offset) for p in places], np.int64)
             args.append(pairs)
             flags = BARRIER if one.barrier else 0
-            if not guarded and any(memory.places[v].slot in executable.state_slots for v in one.work.writes):
+            if not guarded and any(memory.places[v].slot in executable.state_slots for v in one.task.writes):
                 flags |= BARRIER | GUARD
                 guarded = True
             count = next(unused).ctypes.data if shared else 0
-            records.append(threads.Launch(one.address, one.work.kernel.units, flags, pairs.ctypes.data, count))
+            records.append(threads.Launch(one.address, one.task.units, flags, pairs.ctypes.data, count))
         made = threads.prepared(
             slots,
             records,
@@ -161,7 +161,7 @@ class Executable:
         names += [f"output:{k}" for k in range(len(program.outputs))]
         self.slot_of = {name: k for k, name in enumerate(dict.fromkeys(names))}
         self.bound = len(program.inputs) + len(program.outputs)
-        ns = sum(one.work.ns for one in launches)
+        ns = sum(one.task.ns for one in launches)
         self.parallel = uses_workers(workers, ns)
         self.is_long = self.parallel or ns > LONG_NS
         pool = threads.shared_pool(workers) if self.parallel else None
@@ -201,20 +201,21 @@ class Executable:
 
     def report(self) -> str:
         """A line per kernel (| where workers meet before it), the totals, what takes the memory; measured times."""
-        works = [one.work for one in self.launches]
+        tasks = [one.task for one in self.launches]
+        about = Describer(self.program, tasks)
         used = self.workers if self.parallel else 1
         timed = self.profile if self.profile is not None and self.profile.calls else None
-        lines = kernel_table(works, [one.barrier for one in self.launches], timed, used)
-        total = f"{len(works)} kernels, {len({one.address for one in self.launches})} distinct"
+        lines = kernel_table(tasks, [one.barrier for one in self.launches], about.kernel, timed, used)
+        total = f"{len(tasks)} kernels, {len({one.address for one in self.launches})} distinct"
         lines.append(
-            f"  {total}; {sum(w.flops for w in works):,} operations; {sum(w.bytes for w in works):,} bytes touched; "
+            f"  {total}; {sum(t.flops for t in tasks):,} operations; {sum(t.bytes for t in tasks):,} bytes touched; "
             f"arena {self.memory.bytes:,} bytes; {used} worker{'s' if used > 1 else ''}"
         )
         if timed is not None:
             lines.append(f"  {timed.summary(used)}")
-        return "\n".join([*lines, *(f"  {line}" for line in (*self.notes, *self._memory_lines()))])
+        return "\n".join([*lines, *(f"  {line}" for line in (*self.notes, *self._memory_lines(tasks, about)))])
 
-    def _memory_lines(self) -> list[str]:
+    def _memory_lines(self, tasks: Sequence[Task], about: Describer) -> list[str]:
         """What takes memory: first what is outside of the arena, then its peak."""
         states = [array.nbytes for slot, array in self.standing.items() if slot in self.state_slots]
         parts = {
@@ -225,22 +226,32 @@ class Executable:
             "scratch of workers": self.workers * max([one.scratch_bytes for one in self.launches], default=0),
         }
         text = ", ".join(f"{name} {count:,} bytes" for name, count in parts.items())
-        works = [one.work for one in self.launches]
         sizes: Mapping[str, int] = self.sizes() if self.sizes is not None else {}
-        about = describer(self.program, works)
-        return [f"outside of the arena: {text}", *peak_lines(works, self.memory, about, sizes)]
+        return [
+            f"outside of the arena: {text}",
+            *peak_lines(tasks, self.memory, about.value, about.kernel, sizes),
+        ]
 
 
-def describer(program: Program, works: Sequence[Work]) -> Callable[[str], str]:
-    """What tells of a value what it is and where the user made it."""
-    nodes = {value_name(n): n for n in program.nodes}
-    labels = {v: w.label for w in works for v in w.writes}
+class Describer:
+    """Tells of values and kernels of a program what they are and where the user made them."""
 
-    def text(value: str) -> str:
-        again = " (again)" if original(value) != value else ""
-        return describe(nodes[original(value)]) + again if original(value) in nodes else labels[value]
+    def __init__(self, program: Program, tasks: Sequence[Task]) -> None:
+        self._nodes = {n.id: n for n in program.nodes}
+        self._named = {value_name(n): n for n in program.nodes}
+        self._writer = {v: t for t in tasks for v in t.writes}
 
-    return text
+    def value(self, value: str) -> str:
+        node = self._named.get(original(value))
+        if node is None:
+            return self.kernel(self._writer[value])
+        return describe(node) + (" (again)" if original(value) != value else "")
+
+    def kernel(self, task: Task) -> str:
+        """Its label, and the first lines that it is made from."""
+        places = (self._nodes[k].loc for k in task.nodes)
+        lines = list(dict.fromkeys(str(place) for place in places if place is not None))
+        return " ".join([task.label, *lines[:3]])
 
 
 def value_name(node: Node) -> str:

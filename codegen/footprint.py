@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from codegen.plan import MemoryPlan, Place, Work, original
+from codegen.plan import MemoryPlan, Place, Task, original
 from symgrad.record import record
 from symgrad.types import Dim, unbound
 
@@ -29,7 +29,7 @@ class Peak:
     count: int
 
 
-def peak_of(works: Sequence[Work], memory: MemoryPlan) -> Peak:
+def peak_of(works: Sequence[Task], memory: MemoryPlan) -> Peak:
     """The first peak of the arena. A value that is written over another counts when that one is read no more."""
     first: dict[str, int] = {}
     last: dict[str, int] = {}
@@ -56,12 +56,17 @@ def peak_of(works: Sequence[Work], memory: MemoryPlan) -> Peak:
 
 
 def peak_lines(
-    works: Sequence[Work], memory: MemoryPlan, describe: Callable[[str], str], sizes: Mapping[str, int]
+    works: Sequence[Task],
+    memory: MemoryPlan,
+    describe: Callable[[str], str],
+    describe_kernel: Callable[[Task], str],
+    sizes: Mapping[str, int],
 ) -> list[str]:
     """The peak of the arena, as bytes and as a formula, then the values it holds, the largest first.
 
-    `describe` names a value. `sizes` are bytes of values that may remember the symbolic extents they come from; what
-    is added to align a value counts as a constant, so that a formula is exact for the sizes it is made from.
+    `describe` names a value, `describe_kernel` a kernel. `sizes` are bytes of values that may remember the symbolic
+    extents they come from; what is added to align a value counts as a constant, so that a formula is exact for the
+    sizes it is made from.
     """
     if not memory.bytes:
         return ["peak 0 bytes: no intermediate value is stored"]
@@ -76,7 +81,7 @@ def peak_lines(
         formula = unbound(total)
         return f"{total:,} bytes" + (f" = {formula}" if isinstance(formula, Dim) else "")
 
-    lines = [f"peak {text(peak.values)}, at kernel {peak.work + 1}: {works[peak.work].label}"]
+    lines = [f"peak {text(peak.values)}, at kernel {peak.work + 1}: {describe_kernel(works[peak.work])}"]
     named, rest = peak.values[:NAMED_VALUES], peak.values[NAMED_VALUES:]
     lines += [f"  {text([value])}: {describe(value)}" for value in named]
     if rest:

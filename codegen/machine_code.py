@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from codegen import jit, threads
@@ -21,8 +21,9 @@ Tell = Callable[[str, str], None]
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Compiled:
-    """Machine code of one kernel and the library that keeps it mapped."""
+    """Machine code of one kernel, its name, and the library that keeps it mapped."""
 
+    name: str
     address: int
     scratch_bytes: int
     library: jit.Library
@@ -30,23 +31,28 @@ class Compiled:
 
 @dataclass(slots=True)
 class KernelStore:
-    """Compiled kernels by target and loop text, so that equal kernels are compiled once per process.
+    """Compiled kernels by name, so that equal kernels are compiled once per process.
 
     A kernel lives as long as an executable that runs it. `choices` are what was measured to be fastest, by the keys
     they are kept under. One build at a time may use a store.
     """
 
-    compiled: weakref.WeakValueDictionary[tuple[str, str], Compiled] = field(
-        default_factory=weakref.WeakValueDictionary[tuple[str, str], "Compiled"]
+    compiled: weakref.WeakValueDictionary[str, Compiled] = field(
+        default_factory=weakref.WeakValueDictionary[str, "Compiled"]
     )
     choices: dict[str, Choice] = field(default_factory=dict[str, Choice])
+
+
+def kernel_name(text: str, target: Target) -> str:
+    """The name of a kernel: of its loops and the machine they are for."""
+    return f"k{hashlib.sha256(f'{target!r}{text}'.encode()).hexdigest()}"
 
 
 class Assembly:
     """The machine code of one build.
 
     What the store and the cache lack is compiled by the batch: from `begin` on where a kernel is known early, else from
-    `finish` on. Each kernel is an object of its own, named by its text, so that another build finds it in the cache
+    `finish` on. Each kernel is an object of its own, kept under its name, so that another build finds it in the cache
     whatever the kernels around it are.
     """
 
@@ -58,7 +64,7 @@ class Assembly:
         self._batch = batch
         self._cache = cache
         self._tell = tell
-        self._texts: dict[int, tuple[Kernel, str]] = {}  # by identity: what works share is printed once
+        self._names: dict[int, tuple[Kernel, str]] = {}  # by identity: what works share is printed once
         self._found: dict[str, Compiled] = {}
         self._objects: dict[str, bytes] = {}
         self._numbers: dict[str, int] = {}
@@ -69,52 +75,71 @@ class Assembly:
 
     def begin(self, kernel: Kernel) -> None:
         """Make the code of a kernel, unless it stands or is being made."""
-        text = self._text(kernel)
-        if text in self._found or text in self._objects or text in self._numbers:
+        name = self._name(kernel)
+        if name in self._found or name in self._objects or name in self._numbers:
             return
-        if (stands := self._store.compiled.get((self._target.name, text))) is not None:
-            self._found[text] = stands
+        if (stands := self._store.compiled.get(name)) is not None:
+            self._found[name] = stands
             return
-        if self._stands(text):
+        if self._stands(name):
             return
-        module = module_text([emit(kernel, _symbol(text), self._target)], self._target)
+        module = module_text([emit(kernel, name, self._target)], self._target)
         if self._tell is not None:
             self._tell("llvm", module)
-        self._numbers[text] = self._batch.add(module)
+        self._numbers[name] = self._batch.add(module)
 
-    def _stands(self, text: str, options: str = "") -> bool:
+    def _stands(self, name: str, options: str = "") -> bool:
         """Whether the object is in the cache; it is taken from there then."""
         if self._cache is None:
             return False
-        key = self._keys[text] = object_key(text, self._target, options)
+        key = self._keys[name] = object_key(name, self._target, options)
         if (code := self._cache.find(key)) is not None:
-            self._objects[text] = code
+            self._objects[name] = code
         return code is not None
 
     def finish(self, kernels: Sequence[Kernel]) -> list[Compiled]:
         """The code of these kernels, with what is new in one library."""
         for kernel in kernels:
             self.begin(kernel)
-        wanted = {text: kernel for kernel in kernels if (text := self._text(kernel)) not in self._found}
-        for text, number in self._numbers.items():
-            code = self._objects[text] = self._batch.object(number)
+        names = [self._name(kernel) for kernel in kernels]
+        self._collect()
+        self._link({name: scratch_layout(k)[1] for name, k in zip(names, kernels, strict=True)})
+        return [self._found[name] for name in names]
+
+    def recall(self, code: Sequence[tuple[str, int]]) -> list[Compiled] | None:
+        """The code of kernels by name and bytes of scratch memory, if it stands or is in the cache."""
+        for name, _ in code:
+            if name in self._found or name in self._objects:
+                continue
+            if (stands := self._store.compiled.get(name)) is not None:
+                self._found[name] = stands
+            elif not self._stands(name):
+                return None
+        self._collect()
+        self._link(dict(code))
+        return [self._found[name] for name, _ in code]
+
+    def _collect(self) -> None:
+        """Take and keep what the batch has made."""
+        for name, number in self._numbers.items():
+            code = self._objects[name] = self._batch.object(number)
             if self._cache is not None:
-                self._cache.keep(self._keys[text], code)
+                self._cache.keep(self._keys[name], code)
         if self._driver is not None:
             threads.offer_driver(self._objects[self._driver])
-        if wanted:
-            library = jit.link([self._objects[text] for text in wanted], map(_symbol, wanted))
-            for text, kernel in wanted.items():
-                made = Compiled(library.address(_symbol(text)), scratch_layout(kernel)[1], library)
-                self._found[text] = self._store.compiled[self._target.name, text] = made
-        return [self._found[self._text(kernel)] for kernel in kernels]
 
-    def _text(self, kernel: Kernel) -> str:
-        known = self._texts.get(id(kernel))
+    def _link(self, scratch: Mapping[str, int]) -> None:
+        """Link what is not found yet of the kernels that take so many bytes of scratch memory, by name."""
+        wanted = [name for name in scratch if name not in self._found]
+        if not wanted:
+            return
+        library = jit.link([self._objects[name] for name in wanted], wanted)
+        for name in wanted:
+            made = Compiled(name, library.address(name), scratch[name], library)
+            self._found[name] = self._store.compiled[name] = made
+
+    def _name(self, kernel: Kernel) -> str:
+        known = self._names.get(id(kernel))
         if known is None:
-            known = self._texts[id(kernel)] = kernel, kernel_text(kernel)
+            known = self._names[id(kernel)] = kernel, kernel_name(kernel_text(kernel), self._target)
         return known[1]
-
-
-def _symbol(text: str) -> str:
-    return "k" + hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -19,6 +19,7 @@ class Work:
     """One kernel to run: `values` names what each parameter stands for.
 
     `flops` counts operations, `ns` estimates the time of one worker, `checks` says that it can report a failure.
+    `nodes` are the ids of the nodes that it computes.
     """
 
     kernel: Kernel
@@ -27,6 +28,7 @@ class Work:
     flops: int = 0
     ns: float = 0.0
     checks: bool = False
+    nodes: tuple[int, ...] = ()
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -41,6 +43,27 @@ class Work:
     def bytes(self) -> int:
         """Bytes of all parameters."""
         return sum(b.size * b.dtype.itemsize for b in self.kernel.params)
+
+    @property
+    def task(self) -> Task:
+        """The work without its loops."""
+        return Task(
+            self.values, self.writes, self.kernel.units, self.bytes, self.label, self.flops, self.ns, self.nodes
+        )
+
+
+@record
+class Task:
+    """What is known of a work when its code is made: of its kernel the units of its parallel loops are left."""
+
+    values: tuple[str, ...]
+    writes: tuple[str, ...]
+    units: int
+    bytes: int
+    label: str
+    flops: int
+    ns: float
+    nodes: tuple[int, ...]
 
 
 def rounded(count: int) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from codegen.peaks import machine_peaks
-from codegen.plan import Work
+from codegen.plan import Task
 
 # Calls whose times are kept: the latest ones.
 KEPT = 1000
@@ -34,7 +34,7 @@ class Profile:
         medians = [statistics.median(call[k] for call in self.times) for k in range(self.kernels)]
         return [max(0.0, m - self.idle) / 1e9 for m in medians]
 
-    def columns(self, works: Sequence[Work], workers: int) -> list[str]:
+    def columns(self, works: Sequence[Task], workers: int) -> list[str]:
         """A heading and a piece of text for each kernel.
 
         Time, share of the whole, billions of operations per second with their share of the peak in float32, and
@@ -61,10 +61,16 @@ class Profile:
         )
 
 
-def kernel_table(works: Sequence[Work], meets: Sequence[bool], profile: Profile | None, workers: int) -> list[str]:
+def kernel_table(
+    works: Sequence[Task],
+    meets: Sequence[bool],
+    describe: Callable[[Task], str],
+    profile: Profile | None,
+    workers: int,
+) -> list[str]:
     """A heading and a line per kernel, | where workers meet before it, with times when there is a profile of them."""
     head, *rest = [""] * (1 + len(works)) if profile is None else profile.columns(works, workers)
     lines = [f"      operations         bytes  {head}kernel"]
     for work, meet, column in zip(works, meets, rest, strict=True):
-        lines.append(f"  {'|' if meet else ' '} {work.flops:>13,} {work.bytes:>13,}  {column}{work.label}")
+        lines.append(f"  {'|' if meet else ' '} {work.flops:>13,} {work.bytes:>13,}  {column}{describe(work)}")
     return lines

@@ -37,6 +37,14 @@ class _Naive(NamedTuple):
     places: tuple[int, ...]
 
 
+class LoweredGroup(NamedTuple):
+    """A group of a program and the naive kernel that computes it."""
+
+    group: Group
+    like: Likeness
+    naive: _Naive
+
+
 class _Part(NamedTuple):
     """One kernel of those a group runs in turn, with what its works have in common."""
 
@@ -64,19 +72,19 @@ def works_of(
     verify: bool = False,
     chosen: Mapping[str, Choice] = MappingProxyType({}),
     alike: bool = True,
+    lowered: Sequence[LoweredGroup] | None = None,
 ) -> list[Work]:
     """The kernels of a prepared program in an order that respects dependence.
 
     `begin` is called with every distinct kernel as soon as it is known, `tell` with the groups and loop programs. With
     `verify`, groups that compute alike are lowered all the same and compared. `chosen` has schedules of contractions
     by the text of their naive kernels, where they are not the default. Without `alike` no kernel stands for another
-    group's: equal sizes may remember different extents.
+    group's: equal sizes may remember different extents. `lowered` are the program's `lowered_groups`, where they are
+    known.
     """
-    lowered = [
-        (one, like, naive)
-        for one, like, naive in _lowered(program, verify, alike)
-        if not all(b.size == 0 for b in naive.kernel.params if b.written)
-    ]
+    if lowered is None:
+        lowered = lowered_groups(program, verify, alike)
+    lowered = [one for one in lowered if not all(b.size == 0 for b in one.naive.kernel.params if b.written)]
     scheduled: dict[Hashable, list[_Part]] = {}
     made: list[_Made] = []
     begun: set[int] = set()
@@ -93,7 +101,7 @@ def works_of(
     works: list[Work] = []
     for some in made:
         _begin(some.parts, begin, begun)
-        label = _label(some.groups)
+        label, nodes = _label(some.groups), tuple([n.id for one in some.groups for n in one.nodes])
         for part in some.parts:
             if tell is not None:
                 tell("group", _group_text(some.groups, part.steps))
@@ -101,7 +109,7 @@ def works_of(
             first = some.groups[-1].nodes[0].id
             names = tuple([some.values.get(b.name) or f"{b.name} of n{first}" for b in part.kernel.params])
             own = label if part is some.parts[-1] else f"pack for {label}"
-            works.append(Work(part.kernel, names, own, part.flops, part.ns, part.checks))
+            works.append(Work(part.kernel, names, own, part.flops, part.ns, part.checks, nodes))
     return works
 
 
@@ -113,7 +121,7 @@ def _begin(parts: Sequence[_Part], begin: Callable[[Kernel], None], begun: set[i
             begin(part.kernel)
 
 
-def _held(lowered: Sequence[tuple[Group, Likeness, _Naive]], roots: set[str]) -> dict[str, int]:
+def _held(lowered: Sequence[LoweredGroup], roots: set[str]) -> dict[str, int]:
     """The values that need not be stored if the kernels that read them can fill them, and what computes them."""
     made: dict[str, int] = {}
     anchors: dict[str, list[Anchor]] = {}
@@ -130,8 +138,8 @@ def _held(lowered: Sequence[tuple[Group, Likeness, _Naive]], roots: set[str]) ->
         for value, k in made.items()
         if anchors.get(value)
         and all(a is Anchor.CONTRACT for a in anchors[value])
-        and (len(anchors[value]) == 1 or is_cheap(lowered[k][2].kernel))
-        and not checks_index(lowered[k][2].kernel)
+        and (len(anchors[value]) == 1 or is_cheap(lowered[k].naive.kernel))
+        and not checks_index(lowered[k].naive.kernel)
     }
 
 
@@ -192,26 +200,31 @@ def _absorbing(
     return _Made((*source.groups, *reader.groups), reader.naive, parts, values)
 
 
-def contractions_of(program: Program) -> tuple[list[Kernel], float]:
-    """The distinct naive kernels of contractions in a prepared program, and about how long all its kernels take.
+def contractions_of(lowered: Sequence[LoweredGroup]) -> tuple[list[Kernel], float]:
+    """The distinct naive kernels of contractions in a program, and about how long all its kernels take.
 
     The time is that of one worker in nanoseconds.
     """
-    lowered = _lowered(program, verify=False)
     ns = {naive.number: estimated_ns(naive.kernel) for _, _, naive in lowered}
     found = {naive.number: naive.kernel for one, _, naive in lowered if one.anchor is Anchor.CONTRACT}
     return list(found.values()), sum(ns[naive.number] for _, _, naive in lowered)
 
 
-def _lowered(program: Program, verify: bool, alike: bool = True) -> list[tuple[Group, Likeness, _Naive]]:
-    """The groups and their naive kernels; what lowering cannot compute in place is stored and fusion starts over."""
+def lowered_groups(program: Program, verify: bool = False, alike: bool = True) -> list[LoweredGroup]:
+    """The groups of a prepared program and their naive kernels; see `works_of` for the options.
+
+    What lowering cannot compute in place is stored, and fusion starts over.
+    """
     realized = _idle_checks(program)
     known: dict[Hashable, _Naive] = {}
     while True:
         groups = group(program, realized)
         stored = {n.id for g in groups for n in g.outputs}
         try:
-            return [(one, like := likeness(one, stored), _naive(one, like, known, verify, alike)) for one in groups]
+            return [
+                LoweredGroup(one, like := likeness(one, stored), _naive(one, like, known, verify, alike))
+                for one in groups
+            ]
         except NotAffineError as reason:
             if reason.node in realized:
                 raise CompileError(f"no affine index for {reason.node!r}") from None
@@ -271,7 +284,4 @@ def _group_text(groups: Sequence[Group], steps: Sequence[Step]) -> str:
 def _label(groups: Sequence[Group]) -> str:
     nodes = [n for one in groups for n in one.nodes]
     names = [n.op.name for n in nodes if n.op.kind is not Kind.VIEW] or [nodes[0].op.name]
-    lines = dict.fromkeys(str(n.loc) for n in nodes if n.loc is not None)
-    return (
-        f"{'+'.join(names[:6])}{'+…' if len(names) > 6 else ''} {list(groups[-1].domain)} {' '.join(list(lines)[:3])}"
-    )
+    return f"{'+'.join(names[:6])}{'+…' if len(names) > 6 else ''} {list(groups[-1].domain)}"

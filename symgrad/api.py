@@ -261,7 +261,7 @@ def make_executable(
 
     try:
         # What is asked to be shown has to be made.
-        shown = asked.dump is not None or asked.debug >= _LEVELS["llvm"]
+        shown = asked.dump is not None or asked.debug >= _LEVELS["group"]
         cache = None if shown else _object_cache(asked.cache)
         return build(
             static,

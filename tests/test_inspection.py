@@ -33,7 +33,7 @@ def run_script(folder: Path, **variables: str) -> subprocess.CompletedProcess[st
     file = folder / "script.py"
     file.write_text(SCRIPT)
     plain = {k: v for k, v in os.environ.items() if not k.startswith("SYMGRAD_")}
-    environment = {**plain, "PYTHONPATH": str(ROOT), **variables}
+    environment = {**plain, "PYTHONPATH": str(ROOT), "SYMGRAD_CACHE": "off", **variables}
     return subprocess.run(
         [sys.executable, str(file)], capture_output=True, text=True, env=environment, timeout=120, check=False
     )

@@ -81,7 +81,7 @@ def kernels_of(program: Program, target: Target) -> list[Lowered]:
         Lowered(
             one, naive.kernel, tuple(like.nodes[k] for k in naive.places), schedule(naive.kernel, one.anchor, target)
         )
-        for one, like, naive in working._lowered(prepare(program), verify=True)
+        for one, like, naive in working.lowered_groups(prepare(program), verify=True)
     ]
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def _compiled(cache: ObjectCache | None) -> None:
     """Build in a store of its own, as a new process would."""
     program, _ = _program()
     build(program, KernelStore(), cache=cache)
+    if cache is not None:
+        cache.settle()
 
 
 def _never() -> bytes:
@@ -50,20 +53,22 @@ def kept(cache: ObjectCache, key: str, code: bytes) -> bytes:
     """The object under a key, kept there if it is not."""
     if cache.find(key) is None:
         cache.keep(key, code)
+    cache.settle()
     return cache.find(key) or b""
 
 
-def _only_file(folder: Path) -> Path:
-    (path,) = folder.iterdir()
-    return path
+def _files(folder: Path) -> dict[str, int]:
+    """What is in a folder, by name, with the number of the file: what is written again has another."""
+    return {path.name: path.stat().st_ino for path in folder.iterdir()}
 
 
 def test_code_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _compiled(ObjectCache(tmp_path))
-    made = _only_file(tmp_path)
+    made = _files(tmp_path)
+    assert len(made) == 2  # the code of a kernel, and the plan
     monkeypatch.setattr(jit.Batch, "add", lambda *args: _never())
     _compiled(ObjectCache(tmp_path))
-    assert _only_file(tmp_path) == made
+    assert _files(tmp_path) == made
     with pytest.raises(AssertionError):
         _compiled(None)
 
@@ -101,9 +106,9 @@ def test_only_kernels_that_changed_are_made(tmp_path: Path, monkeypatch: pytest.
         x = graph.input("x", (5, 8))
         y = sg.nn.softmax(sg.sum(sg.exp(x), axis=0))
         z = sg.sum(sg.tanh(graph.input("z", (width, 3))), axis=1)
-        build(
-            optimize(Program(graph, tuple(graph.inputs), (y, z)), "infer"), KernelStore(), cache=ObjectCache(tmp_path)
-        )
+        cache = ObjectCache(tmp_path)
+        build(optimize(Program(graph, tuple(graph.inputs), (y, z)), "infer"), KernelStore(), cache=cache)
+        cache.settle()
         return len(made)
 
     first = count(7)
@@ -156,7 +161,7 @@ def test_the_folder_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     open_to_all = tmp_path / "open"
     open_to_all.mkdir()
     open_to_all.chmod(0o777)
-    ObjectCache(open_to_all).keep("key", b"code")
+    kept(ObjectCache(open_to_all), "key", b"code")
     assert open_to_all.stat().st_mode & 0o777 == 0o700
     assert (open_to_all / "key").stat().st_mode & 0o777 == 0o600
     monkeypatch.setattr(os, "getuid", lambda: 12345)
@@ -174,6 +179,7 @@ def test_what_cannot_be_written_is_not_kept(tmp_path: Path) -> None:
     cache = ObjectCache(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     cache.keep("key", b"code")
+    cache.settle()
     assert cache.find("key") is None
 
 
@@ -181,7 +187,7 @@ def test_the_size_is_bounded(tmp_path: Path) -> None:
     cache = ObjectCache(tmp_path, limit=100_000)
     now = time.time()
     for k in range(60):
-        cache.keep(f"{k:02}", bytes(5_000))
+        kept(cache, f"{k:02}", bytes(5_000))
         os.utime(tmp_path / f"{k:02}", (now - 100 + k, now - 100 + k))
     left = sorted(p.name for p in tmp_path.iterdir())
     assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 110_000
@@ -192,7 +198,7 @@ def test_half_written_files_go(tmp_path: Path) -> None:
     (tmp_path / "tmp-old").write_bytes(b"half")
     os.utime(tmp_path / "tmp-old", (1, 1))
     (tmp_path / "tmp-new").write_bytes(b"half")
-    ObjectCache(tmp_path).keep("key", b"code")
+    kept(ObjectCache(tmp_path), "key", b"code")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["key", "tmp-new"]
 
 
@@ -210,6 +216,40 @@ def test_many_processes_share_a_folder(tmp_path: Path) -> None:
     running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT) for _ in range(4)]
     assert [p.wait() for p in running] == [0] * 4
     assert not [p for p in tmp_path.iterdir() if p.name.startswith("tmp-")]
+
+
+def test_nobody_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = threading.Event()
+    replaced = os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: (free.wait(), replaced(*paths)))
+    cache = ObjectCache(tmp_path)
+    for k in range(3):
+        cache.keep(f"{k}", bytes([k]))
+    assert [cache.find(f"{k}") for k in range(3)] == [bytes([k]) for k in range(3)]
+    assert ObjectCache(tmp_path).find("0") is None
+    free.set()
+    cache.settle()
+    assert [ObjectCache(tmp_path).find(f"{k}") for k in range(3)] == [bytes([k]) for k in range(3)]
+    cache.settle()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+def test_a_child_writes_what_it_keeps(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; from pathlib import Path; from codegen.cache import ObjectCache\n"
+        "sync = os.fsync\n"
+        "os.fsync = lambda file: (time.sleep(0.2), sync(file))\n"
+        "cache = ObjectCache(Path(sys.argv[1]))\n"
+        "cache.keep('parent', b'parent')\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    cache.keep('child', b'child')\n"
+        "    cache.settle()\n"
+        "    os._exit(0)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], cwd=ROOT, check=True, timeout=60)
+    assert [ObjectCache(tmp_path).find(name) for name in ("parent", "child")] == [b"parent", b"child"]
 
 
 def test_shown_text_is_made(tmp_path: Path) -> None:
