@@ -23,6 +23,7 @@ from codegen.loop import (
     replace_statements,
     statements_of,
 )
+from codegen.share import serial
 from symgrad.record import record, replace
 
 # Cost of an element up to which it is computed by each of several kernels that read it.
@@ -106,7 +107,7 @@ def absorbed(
     part = scheduled(Kernel(params, (), _moved(body, name, back)))
     inner = {b.name: f"{name}_{b.name}" for b in part.locals}
 
-    filled = renamed(tuple(map(_serial, part.body)), inner)
+    filled = renamed(tuple(serial(s) for s in part.body if isinstance(s, For)), inner)
     known = {b.name for b in kernel.params}
     more = tuple(b for b in params if not b.written and b.name not in known)
     return Kernel(
@@ -137,9 +138,3 @@ def _moved(body: Body, name: str, back: Affine) -> Body:
         return (stmt,)
 
     return replace_statements(body, moved)
-
-
-def _serial(stmt: Stmt) -> Stmt:
-    """The loop as one that a worker runs."""
-    assert isinstance(stmt, For)
-    return For(replace(stmt.loop, bind=Bind.SERIAL), stmt.body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from codegen.entry import entry_text
 from codegen.placement import LATE, placement_text
+from codegen.writer import DIVIDED_LEVELS, ENTERED
 
 BARRIER = 1  # all workers meet before this launch
 SERIAL = 2  # worker 0 alone runs it, over the whole extent
@@ -11,8 +12,6 @@ GUARD = 4  # all workers meet, and leave the run here when the status is not 0
 
 LAUNCH_FIELDS = 6
 RUN = 11  # the word of a context that counts its runs on more than one worker
-# A worker's part of a launch with counters is done in so many pieces at most, each by who is first to come for it.
-PIECES = 8
 COUNTER_BYTES = 64
 CONTEXT_FIELDS = 12
 BARRIER_BYTES = 192
@@ -55,8 +54,8 @@ def driver_text(triple: str) -> str:
         ("DECLARATIONS", declarations), ("PAUSE", pause), ("GIVE_WAY", give_way), ("SLEEP", sleep), ("WAKE", wake),
         ("ENTER", enter), ("LEAVE", leave), ("CONTEXT", CONTEXT), ("WORKERS", WORKERS), ("DONE", DONE),
         ("PENDING", PENDING), ("BUSY", BUSY), ("LATE", LATE), ("LAUNCH_BYTES", 8 * LAUNCH_FIELDS),
-        ("MEETS", BARRIER | GUARD), ("SERIAL", SERIAL), ("GUARD", GUARD), ("RUN", RUN), ("PIECES", PIECES),
-        ("COUNTER_BYTES", COUNTER_BYTES),
+        ("MEETS", BARRIER | GUARD), ("SERIAL", SERIAL), ("GUARD", GUARD), ("RUN", RUN),
+        ("COUNTER_BYTES", COUNTER_BYTES), ("ENTERED", ENTERED), ("DIVIDED_LEVELS", DIVIDED_LEVELS),
     ):  # fmt: skip
         text = text.replace(f"<{name}>", str(value))
     return text + placement_text(triple) + entry_text()
@@ -240,6 +239,7 @@ start:
   %stride = load i64, ptr %stride.at, align 8
   %offset = mul i64 %stride, %worker
   %scratch = getelementptr i8, ptr %scratches, i64 %offset
+  %entered = getelementptr i8, ptr %scratch, i64 <ENTERED>
   %run.at = getelementptr i64, ptr %context, i64 <RUN>
   %run = load i64, ptr %run.at, align 8
   %alone = icmp eq i64 %workers, 1
@@ -278,6 +278,7 @@ guard:
   %leave = and i1 %failed, %guarded
   br i1 %leave, label %done, label %slice
 slice:
+  store <<DIVIDED_LEVELS> x i64> splat (i64 -1), ptr %entered, align 8
   br i1 %alone, label %call, label %share
 share:
   %serial = and i64 %flags, <SERIAL>
@@ -288,6 +289,8 @@ lead:
 divide:
   %counters.at = getelementptr i8, ptr %record, i64 32
   %counters = load ptr, ptr %counters.at, align 8
+  %most.at = getelementptr i8, ptr %record, i64 40
+  %most = load i64, ptr %most.at, align 8
   %fixed = icmp eq ptr %counters, null
   br i1 %fixed, label %fixed.part, label %part
 ; The own part first, then what is left of the others'.
@@ -305,8 +308,8 @@ owner:
   %part.first = udiv i64 %part.low, %workers
   %part.last = udiv i64 %part.high, %workers
   %part.extent = sub i64 %part.last, %part.first
-  %few = icmp ult i64 %part.extent, <PIECES>
-  %pieces = select i1 %few, i64 %part.extent, i64 <PIECES>
+  %few = icmp ult i64 %part.extent, %most
+  %pieces = select i1 %few, i64 %part.extent, i64 %most
   br label %piece
 piece:
   %taken = call i64 @take(ptr %counter, i64 %run, i64 %pieces)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from functools import partial
 
 from codegen.affine import Affine
 from codegen.combine import Accumulator, beginning, better, combined, result
@@ -22,12 +24,14 @@ from codegen.loop import (
     Stmt,
     Store,
     Within,
+    parts_of,
+    shared_in,
     statements_of,
 )
 from codegen.scalar import spell
 from codegen.scalar_builder import Value, llvm_type
 from codegen.target import CACHE_LINE, Target
-from codegen.writer import Level, Named, Variable, Writer, scratch_layout
+from codegen.writer import ENTERED, Level, Named, Variable, Writer, scratch_layout
 from symgrad.errors import CompileError
 from symgrad.record import record
 from symgrad.types import bool_
@@ -86,7 +90,7 @@ class _Emitter(Writer):
                 self._parallel(stmt, offset)
             else:
                 self._streamed(stmt, offset, flag)
-            offset += stmt.loop.extent
+            offset += stmt.loop.extent * parts_of(stmt)
         body = "\n".join(line if line.endswith(":") else f"  {line}" for line in self.levels[0].lines)
         text = f"define void @{name}{SIGNATURE} nounwind {{\nentry:\n{body}\n  ret void\n}}"
         return Emitted(text, frozenset(self.b.declarations), frozenset(self.b.globals), self.scratch_bytes)
@@ -138,31 +142,89 @@ class _Emitter(Writer):
         self.streaming = False
         self._parallel(stmt, offset, other)
 
-    def _parallel(self, stmt: For, offset: int, flag: str | None = None) -> None:
+    def _parallel(self, stmt: For, offset: int, flag: str = "true") -> None:
         """Run the part of this loop that lies in the units [begin, end) of the call, if the flag holds."""
-        loop, top = stmt.loop, self.levels[0]
+        self._span(stmt, ("%begin", "%end"), offset, str(offset), flag)
+
+    def _span(self, stmt: For, units: tuple[str, str], offset: int, number: str, flag: str = "true") -> None:
+        """Run the part of a parallel or shared loop that lies in a range of units, where its own begin at `offset`.
+
+        `number` is that of its first unit in the whole kernel.
+        """
+        loop, level = stmt.loop, self.levels[-1]
         k = self._label("u")
-        limit = offset + loop.extent
-        top.lines += [
-            f"%{k}a = call i64 @llvm.smax.i64(i64 %begin, i64 {offset})",
-            f"%{k}b = call i64 @llvm.smin.i64(i64 %end, i64 {limit})",
-            f"%{k}lo = add i64 %{k}a, {loop.start - offset}",
-            f"%{k}hi = add i64 %{k}b, {loop.start - offset}",
-            f"%{k}some = icmp slt i64 %{k}lo, %{k}hi",
-            f"%{k}any = and i1 %{k}some, {flag or 'true'}",
-            f"br i1 %{k}any, label %{k}pre, label %{k}skip",
-            f"{k}pre:",
+        parts = parts_of(stmt)
+        level.lines += [
+            f"%{k}a = call i64 @llvm.smax.i64(i64 {units[0]}, i64 {offset})",
+            f"%{k}b = call i64 @llvm.smin.i64(i64 {units[1]}, i64 {offset + loop.extent * parts})",
+            f"%{k}f = sub i64 %{k}a, {offset}",
+            f"%{k}l = sub i64 %{k}b, {offset}",
+        ]
+        first, last = f"%{k}f", f"%{k}l"
+        if parts > 1:
+            level.lines += [
+                f"%{k}q = udiv i64 {first}, {parts}",
+                f"%{k}r = add i64 {last}, {parts - 1}",
+                f"%{k}s = udiv i64 %{k}r, {parts}",
+            ]
+            first, last = f"%{k}q", f"%{k}s"
+        level.lines += [
+            f"%{k}lo = add i64 {first}, {loop.start}",
+            f"%{k}hi = add i64 {last}, {loop.start}",
+            f"%{k}some = icmp slt i64 %{k}a, %{k}b",
+            f"%{k}any = and i1 %{k}some, {flag}",
         ]
         self.b.declarations |= {"declare i64 @llvm.smax.i64(i64, i64)", "declare i64 @llvm.smin.i64(i64, i64)"}
-        outer_memo = top.memo
-        top.label, top.memo = f"{k}pre", {}
-        self._counted(stmt, f"%{k}lo", f"%{k}hi")
-        if self.streaming:
-            # Such stores are ordered with what other workers are told only by this.
-            self.declare("declare void @llvm.x86.sse.sfence()")
-            top.lines.append("call void @llvm.x86.sse.sfence()")
-        top.lines += [f"br label %{k}skip", f"{k}skip:"]
-        top.label, top.memo = f"{k}skip", outer_memo
+        with self._where(f"%{k}any", k):
+            if parts > 1:
+                self._counted(stmt, f"%{k}lo", f"%{k}hi", partial(self._divided, stmt, k, number))
+            elif loop.bind is Bind.SHARED and loop.extent == 1:
+                self._once(stmt, loop.start)
+            else:
+                self._counted(stmt, f"%{k}lo", f"%{k}hi")
+            if self.streaming and loop.bind is Bind.PARALLEL:
+                # Such stores are ordered with what other workers are told only by this.
+                self.declare("declare void @llvm.x86.sse.sfence()")
+                level.lines.append("call void @llvm.x86.sse.sfence()")
+
+    def _divided(self, stmt: For, k: str, number: str) -> None:
+        """One iteration of a loop that shared loops divide: the part of it that lies in the units of `_span`."""
+        level, loop = self.levels[-1], stmt.loop
+        level.lines += [
+            f"%{k}z = sub i64 {self.variables[loop.name].register}, {loop.start}",
+            f"%{k}y = mul i64 %{k}z, {parts_of(stmt)}",
+            f"%{k}x = sub i64 %{k}f, %{k}y",
+            f"%{k}w = sub i64 %{k}l, %{k}y",
+            f"%{k}id = add i64 %{k}y, {number}",
+        ]
+        shared = shared_in(stmt)
+        if before := stmt.body[: -len(shared)]:
+            # Calls of one run do this once as long as they come to the same iteration.
+            level.lines += [
+                f"%{k}at = getelementptr i8, ptr %scratch, i64 {ENTERED + 8 * (len(self.levels) - 2)}",
+                f"%{k}was = load i64, ptr %{k}at, align 8",
+                f"%{k}new = icmp ne i64 %{k}was, %{k}id",
+            ]
+            with self._where(f"%{k}new", f"{k}n"):
+                self._body(before)
+                level.lines.append(f"store i64 %{k}id, ptr %{k}at, align 8")
+        offset = 0
+        for one in shared:
+            own = self.b.fresh()
+            level.lines.append(f"{own} = add i64 %{k}id, {offset}")
+            self._span(one, (f"%{k}x", f"%{k}w"), offset, own)
+            offset += one.loop.extent * parts_of(one)
+
+    @contextmanager
+    def _where(self, flag: str, name: str) -> Generator[None]:
+        """What is spelled in this context runs where the flag holds; nothing remembered in it is known later."""
+        level = self.levels[-1]
+        level.lines += [f"br i1 {flag}, label %{name}pre, label %{name}skip", f"{name}pre:"]
+        memo, tiles = level.memo, self.tiles
+        level.label, level.memo, self.tiles = f"{name}pre", {}, {}
+        yield
+        level.lines += [f"br label %{name}skip", f"{name}skip:"]
+        level.label, level.memo, self.tiles = f"{name}skip", memo, tiles
 
     def _body(self, body: Body) -> None:
         for stmt in body:
@@ -205,8 +267,8 @@ class _Emitter(Writer):
                 self._once(stmt, loop.start)
             case Bind.SERIAL:
                 self._counted(stmt, str(loop.start), str(loop.start + loop.extent))
-            case Bind.PARALLEL:
-                raise CompileError(f"parallel loop {loop.name} is not outermost")
+            case Bind.PARALLEL | Bind.SHARED:
+                raise CompileError(f"{loop.bind.value} loop {loop.name} is not where it can be")
 
     def _once(self, stmt: For, value: int) -> None:
         self.variables[stmt.loop.name] = Variable(start=value, depth=0)
@@ -224,8 +286,8 @@ class _Emitter(Writer):
         del self.variables[loop.name]
         self.vector, self.b.lanes = None, 1
 
-    def _counted(self, stmt: For, start: str, stop: str) -> None:
-        """A loop that runs at least once; accumulators it changes travel in phis."""
+    def _counted(self, stmt: For, start: str, stop: str, body: Callable[[], None] | None = None) -> None:
+        """A loop that runs at least once; accumulators it changes travel in phis. `body` spells its body, if given."""
         k = self._label("l")
         outer = self.levels[-1]
         if 4 * self.finished > self.target.registers and not self.registers:
@@ -243,7 +305,10 @@ class _Emitter(Writer):
         inner = Level(k)
         self.levels.append(inner)
         self.variables[stmt.loop.name] = Variable(register=f"%{k}i", depth=len(self.levels) - 1)
-        self._body(stmt.body)
+        if body is None:
+            self._body(stmt.body)
+        else:
+            body()
         del self.variables[stmt.loop.name]
         self.levels.pop()
         head = [f"%{k}i = phi i64 [ {start}, %{outer.label} ], [ %{k}n, %{inner.label} ]"]

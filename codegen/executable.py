@@ -32,6 +32,9 @@ PARALLEL_NS = 25_000
 LONG_NS = 10_000
 # Workers share what is left of kernels that take each of them longer, so that nobody waits for one that comes late.
 SHARED_NS = 5_000
+# A worker's part of them is done in pieces that take about so long, or in so many.
+PIECE_NS = 20_000
+PIECES = (8, 64)
 
 
 def uses_workers(workers: int, ns: float) -> bool:
@@ -39,9 +42,11 @@ def uses_workers(workers: int, ns: float) -> bool:
     return workers > 1 and ns > PARALLEL_NS
 
 
-def shares_rest(workers: int, ns: float) -> bool:
-    """Whether several workers share what is left of a kernel that takes one worker so many nanoseconds."""
-    return workers > 1 and ns > SHARED_NS * workers
+def pieces_of(workers: int, ns: float) -> int:
+    """The pieces of each part of a kernel that takes one worker so many nanoseconds; 0 where no part is divided."""
+    if workers == 1 or ns <= SHARED_NS * workers:
+        return 0
+    return min(max(PIECES[0], int(ns / workers / PIECE_NS)), PIECES[1])
 
 
 # Where CPython keeps the data pointer of an array: right after the object header.
@@ -99,10 +104,11 @@ class Context:
         args: list[Array] = []
         records: list[threads.Launch] = []
         guarded = not executable.checks
-        shares = [executable.parallel and shares_rest(executable.workers, one.task.ns) for one in launches]
-        counters = threads.counter_records(sum(shares), executable.workers)
+        workers = executable.workers if executable.parallel else 1
+        pieces = [pieces_of(workers, one.task.ns) for one in launches]
+        counters = threads.counter_records(sum(map(bool, pieces)), executable.workers)
         unused = iter(counters)
-        for one, shared in zip(launches, shares, strict=True):
+        for one, most in zip(launches, pieces, strict=True):
             places = [memory.places[v] for v in one.task.values]
             pairs = np.array([(slot_of[p.slot], p.offset) for p in places], np.int64)
             args.append(pairs)
@@ -110,8 +116,8 @@ class Context:
             if not guarded and any(memory.places[v].slot in executable.state_slots for v in one.task.writes):
                 flags |= BARRIER | GUARD
                 guarded = True
-            count = next(unused).ctypes.data if shared else 0
-            records.append(threads.Launch(one.address, one.task.units, flags, pairs.ctypes.data, count))
+            count = next(unused).ctypes.data if most else 0
+            records.append(threads.Launch(one.address, one.task.units, flags, pairs.ctypes.data, count, most))
         made = threads.prepared(
             slots,
             records,

@@ -28,6 +28,7 @@ from codegen.loop import (
     Stmt,
     Store,
     Within,
+    parts_of,
 )
 from codegen.loop_verify import gathered_lanes, stmt_text
 from symgrad.errors import CompileError
@@ -113,12 +114,34 @@ class _Machine:
             self.vector = None
             return
         values = range(loop.start, loop.start + loop.extent)
-        parallel = loop.bind is Bind.PARALLEL
-        for value in reversed(values) if parallel and self.backward else values:
-            if parallel:
-                self._clear_scratch()
+        if loop.bind is Bind.PARALLEL:
+            self._units(stmt, values)
+            return
+        for value in values:
             self.loops[loop.name] = value
             self.body(stmt.body)
+
+    def _units(self, stmt: For, values: range) -> None:
+        """Every unit of a parallel loop by itself: of the shared loops in it one iteration, and what stands before."""
+        parts = range(parts_of(stmt))
+        for value in reversed(values) if self.backward else values:
+            for part in reversed(parts) if self.backward else parts:
+                self._clear_scratch()
+                self.loops[stmt.loop.name] = value
+                self._part(stmt, part)
+
+    def _part(self, stmt: For, part: int) -> None:
+        """The unit `part` of the current iteration of a loop."""
+        first = 0
+        for inner in stmt.body:
+            if not isinstance(inner, For) or inner.loop.bind is not Bind.SHARED:
+                self._stmt(inner)
+                continue
+            step, own = divmod(part - first, parts_of(inner))
+            first += inner.loop.extent * parts_of(inner)
+            if 0 <= step < inner.loop.extent:
+                self.loops[inner.loop.name] = inner.loop.start + step
+                self._part(inner, own)
 
     # Values
 

@@ -25,6 +25,7 @@ class Bind(enum.Enum):
 
     SERIAL = "serial"
     PARALLEL = "parallel"  # outermost only; consecutive parallel loops share one space of units
+    SHARED = "shared"  # directly in a parallel or shared loop, whose iterations it divides into units
     VECTOR = "vector"
     UNROLL = "unroll"
 
@@ -165,8 +166,9 @@ class Kernel:
 
     @property
     def units(self) -> int:
-        """How many independent iterations the parallel loops have together."""
-        return sum(s.loop.extent for s in self.body if isinstance(s, For) and s.loop.bind is Bind.PARALLEL)
+        """How many independent iterations the parallel loops have together, with the shared loops in them."""
+        loops = (s for s in self.body if isinstance(s, For) and s.loop.bind is Bind.PARALLEL)
+        return sum(s.loop.extent * parts_of(s) for s in loops)
 
     def buffer(self, name: str) -> Buffer:
         """The buffer with this name; KeyError when there is none."""
@@ -174,6 +176,16 @@ class Kernel:
             if buffer.name == name:
                 return buffer
         raise KeyError(name)
+
+
+def shared_in(stmt: For) -> list[For]:
+    """The shared loops directly in a loop, which run on where the one before ends."""
+    return [s for s in stmt.body if isinstance(s, For) and s.loop.bind is Bind.SHARED]
+
+
+def parts_of(stmt: For) -> int:
+    """How many units an iteration of a parallel or shared loop consists of: those of the shared loops in it, or one."""
+    return sum(one.loop.extent * parts_of(one) for one in shared_in(stmt)) or 1
 
 
 def map_indices(body: Body, change: Callable[[Affine], Affine]) -> Body:

@@ -27,6 +27,7 @@ from codegen.loop import (
     Store,
     Within,
     loops_of,
+    shared_in,
     statements_of,
 )
 from codegen.loop_print import kernel_text
@@ -155,13 +156,18 @@ class _Verifier:
             _fail(stmt, "the extent or start is negative")
         if loop.bind is Bind.PARALLEL and self.loops:
             _fail(stmt, "a parallel loop must be outermost")
+        around = next(reversed(self.loops.values()), None)
+        if loop.bind is Bind.SHARED and (around is None or around.bind not in (Bind.PARALLEL, Bind.SHARED)):
+            _fail(stmt, "a shared loop must stand directly in a parallel or shared one")
+        if shared := shared_in(stmt):
+            self._divided(stmt, shared)
         if loop.bind is Bind.VECTOR:
             self._vector_loop(stmt)
         elif loop.lanes:
             _fail(stmt, "only a vector loop has lanes")
         if not loop.extent:
             return
-        names, before = dict(self.names), set(self.open)
+        names, before, stored = dict(self.names), set(self.open), set(self.stored)
         if loop.bind is Bind.PARALLEL:
             self.stored -= {b.name for b in self.kernel.locals}
         self.loops[loop.name] = loop
@@ -170,14 +176,28 @@ class _Verifier:
             self._stmt(inner)
         del self.loops[loop.name], self.ranges[loop.name]
         self.names = names
+        if loop.bind is Bind.SHARED:
+            # Another worker may run another iteration, with scratch memory of its own.
+            self.stored -= {b.name for b in self.kernel.locals} - stored
         if not _is_fixed(loop):
             self.tiles = {name: tile for name, tile in self.tiles.items() if loop.name not in tile.around}
         if loop.bind is Bind.VECTOR:
             self.vector = None
-        repeats = loop.extent > 1 and loop.bind in (Bind.SERIAL, Bind.PARALLEL)
+        repeats = loop.extent > 1 and loop.bind in (Bind.SERIAL, Bind.PARALLEL, Bind.SHARED)
         if self.scheduled and repeats and self.open != before:
             changed = sorted({buffer for buffer, _ in self.open ^ before})
             _fail(stmt, f"the loop opens or finishes {', '.join(changed)} for what is outside of it")
+
+    def _divided(self, stmt: For, shared: list[For]) -> None:
+        before = stmt.body[: -len(shared)]
+        if stmt.body[len(before) :] != tuple(shared) or not all(isinstance(s, For) for s in before):
+            _fail(stmt, "only loops can stand beside shared ones, and only before them")
+        for one in statements_of(before):
+            if isinstance(one, Store) and self._buffer(one, one.buffer).space is Space.GLOBAL:
+                _fail(one, "several workers do what stands before shared loops: it may store to their own memory only")
+        ends = [0, *(s.loop.start + s.loop.extent for s in shared)]
+        if any(s.loop.start != end for s, end in zip(shared, ends, strict=False)):
+            _fail(stmt, "shared loops must run on where the one before ends")
 
     def _vector_loop(self, stmt: For) -> None:
         loop = stmt.loop

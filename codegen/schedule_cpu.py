@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from codegen.ahead import Ahead, MapAhead
-from codegen.costs import COSTS
+from codegen.costs import COSTS, estimated_ns
 from codegen.frame import lane_bytes
 from codegen.group import Anchor
-from codegen.loop import Bind, Body, For, Kernel, Let, Load, Loop, Stmt, Store, loops_of
+from codegen.loop import Bind, Body, For, Kernel, Let, Load, Loop, Store, loops_of
 from codegen.overlap import Overlap, passes_beside
 from codegen.schedule_contract import innermost, schedule_contract, shared
+from codegen.share import serial, sharing
 from codegen.single import single_elements
 from codegen.steps import Distribute, Fuse, Parallel, Split, Step, Unroll, Vectorize, apply, can_fuse
 from codegen.stream import Stream, apply_stream, large_results
@@ -41,6 +42,9 @@ LONG_BODY = 128
 # A body with so few statements is written out for each row of a block that is turned in registers.
 SHORT_BODY = 8
 TWICE_REGISTERS = 32
+# Units that are fewer than these and take longer than this leave workers waiting for the last one: they are divided.
+FEW_UNITS = 64
+LONG_UNIT_NS = 10_000
 
 
 @record
@@ -74,7 +78,16 @@ def schedule(kernel: Kernel, anchor: Anchor, target: Target, choice: Choice | No
             done = [_applied(kernel, _scatter_steps(kernel, target))]
         case Anchor.SORT:
             done = [_applied(kernel, _sort_steps(kernel, target))]
-    return tuple(Scheduled(with_units(one.kernel), (*fused, *one.steps)) for one in done)
+    divides = anchor in (Anchor.MAP, Anchor.ROWS, Anchor.CONTRACT)
+    return tuple(_divided(with_units(one.kernel), (*fused, *one.steps), divides) for one in done)
+
+
+def _divided(kernel: Kernel, steps: tuple[Step, ...], divides: bool) -> Scheduled:
+    """The scheduled kernel; where its units are few and long, loops inside of them are shared as well."""
+    if not divides or kernel.units >= FEW_UNITS or estimated_ns(kernel) < kernel.units * LONG_UNIT_NS:
+        return Scheduled(kernel, steps)
+    more = sharing(kernel, FEW_UNITS)
+    return Scheduled(apply(kernel, more), (*steps, *more))
 
 
 def contraction_choices(kernel: Kernel, target: Target) -> tuple[Choice, ...]:
@@ -107,14 +120,8 @@ def with_units(kernel: Kernel) -> Kernel:
 
 def as_one_unit(kernel: Kernel) -> Kernel:
     """The kernel as one indivisible unit of work."""
-    serial = tuple(_serial(s) for s in kernel.body)
-    return replace(kernel, body=(For(Loop("unit", 1, 0, Bind.PARALLEL), serial),))
-
-
-def _serial(stmt: Stmt) -> Stmt:
-    if isinstance(stmt, For) and stmt.loop.bind is Bind.PARALLEL:
-        return For(replace(stmt.loop, bind=Bind.SERIAL), stmt.body)
-    return stmt
+    body = tuple(serial(s) if isinstance(s, For) else s for s in kernel.body)
+    return replace(kernel, body=(For(Loop("unit", 1, 0, Bind.PARALLEL), body),))
 
 
 def _nest(body: Body) -> list[For]:

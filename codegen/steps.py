@@ -35,6 +35,7 @@ from codegen.loop import (
     used,
 )
 from codegen.overlap import Overlap, overlap
+from codegen.share import Share, apply_share
 from codegen.single import Single, take_single
 from codegen.stream import Stream, apply_stream
 from codegen.transpose import Transpose, apply_transpose
@@ -150,6 +151,7 @@ Step: TypeAlias = (
     | Join
     | Merge
     | Spill
+    | Share
     | Turn
     | Keep
     | Transpose
@@ -194,6 +196,8 @@ def _apply_one(kernel: Kernel, step: Step) -> Kernel:
             return _kept(kernel, total)
         case Transpose():
             return apply_transpose(kernel, step)
+        case Share():
+            return apply_share(kernel, step)
         case Single():
             return take_single(kernel, step)
         case Stream():

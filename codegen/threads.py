@@ -6,13 +6,15 @@ of kernels. All records are arrays of int64 in memory that the caller keeps aliv
 Kernel      void kernel(ptr slots, ptr args, i64 begin, i64 end, ptr scratch, ptr status)
             runs iterations begin to end of its parallel loop. It stores a value other than 0 at `status` (i64) to
             report a failure. `args` is its own record: pairs of slot index and byte offset.
-Launch      LAUNCH_FIELDS values: kernel address, extent, flags, args address, address of counters or 0, 0.
+Launch      LAUNCH_FIELDS values: kernel address, extent, flags, args address, address of counters or 0, pieces.
 Context     CONTEXT_FIELDS values, see `context_record`.
 Barrier     BARRIER_BYTES of zeros, aligned to 64 bytes, see `barrier_record`; one per context.
 
 Worker w of n runs iterations extent*w//n to extent*(w+1)//n of each launch, in launch order. Where a launch has
-counters it does so piece by piece, and then pieces that are left of other workers' parts. Every run starts with the
-floating-point environment of IEEE 754 (round to nearest, no flushing of subnormal numbers) on every worker.
+counters it does so piece by piece, in so many at most, and then pieces that are left of other workers' parts. Before
+each launch the words of a worker's scratch memory are -1 that say what divided loops came to, see `writer.ENTERED`.
+Every run starts with the floating-point environment of IEEE 754 (round to nearest, no flushing of subnormal numbers)
+on every worker.
 """
 
 from __future__ import annotations
@@ -53,20 +55,24 @@ _SPIN_SECONDS = 1e-6  # how long a waiting worker spins before it lets others ru
 
 
 class Launch(NamedTuple):
-    """One kernel of a run: where it is, its parallel extent, BARRIER | SERIAL | GUARD, where args and counters are."""
+    """One kernel of a run: where it is, its parallel extent, BARRIER | SERIAL | GUARD, where args and counters are.
+
+    With counters, a worker's part is done in so many pieces at most, each by who is first to come for it.
+    """
 
     kernel: int
     extent: int
     flags: int = 0
     args: int = 0
     counters: int = 0
+    pieces: int = 0
 
 
 def launch_records(launches: Sequence[Launch]) -> Words:
     """The launches as the driver reads them, shape (len(launches), LAUNCH_FIELDS)."""
     records = np.zeros((len(launches), LAUNCH_FIELDS), np.int64)
     for record, launch in zip(records, launches, strict=True):
-        record[:5] = launch
+        record[:] = launch
     return records
 
 

@@ -23,7 +23,7 @@ def assembled(kernels: Sequence[Kernel], target: Target, helpers: int) -> list[C
 class Timed:
     """Kernels that run in turn, workers meeting before each, on arrays by the names of their parameters.
 
-    `shared` says that workers share what is left of the last kernel.
+    Each worker's part of the last kernel is divided into so many pieces, if any.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Timed:
         arrays: Mapping[str, np.ndarray],
         workers: int,
         *,
-        shared: bool = False,
+        pieces: int = 0,
     ) -> None:
         names = list(arrays)
         slots = np.array([arrays[name].ctypes.data for name in names], np.int64)
@@ -43,8 +43,8 @@ class Timed:
             threads.Launch(c.address, k.units, BARRIER, p.ctypes.data)
             for k, c, p in zip(kernels, code, pairs, strict=True)
         ]
-        if shared:
-            launches[-1] = launches[-1]._replace(counters=counters.ctypes.data)
+        if pieces:
+            launches[-1] = launches[-1]._replace(counters=counters.ctypes.data, pieces=pieces)
         self._prepared = threads.prepared(slots, launches, max(c.scratch_bytes for c in code), workers)
         self._run = threads.shared_pool(workers).run if workers > 1 else threads.run_serial
         self._keep = (arrays, code, pairs, counters)

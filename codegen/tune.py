@@ -10,7 +10,7 @@ import numpy as np
 
 from codegen.cache import ObjectCache, object_key
 from codegen.costs import estimated_ns
-from codegen.executable import shares_rest, uses_workers
+from codegen.executable import pieces_of, uses_workers
 from codegen.group import Anchor
 from codegen.loop import Kernel, checks_index, indices_of, loops_of
 from codegen.loop_print import kernel_text
@@ -112,8 +112,8 @@ def _fastest(kernel: Kernel, choices: Sequence[Choice], target: Target, workers:
     schedules = [[s.kernel for s in schedule(kernel, Anchor.CONTRACT, target, c)] for c in choices]
     code = iter(assembled(list(itertools.chain(*schedules)), target, workers if workers > 1 else 0))
     arrays = _arrays(list(itertools.chain(*schedules)))
-    shared = shares_rest(workers, estimated_ns(kernel))
-    candidates = [Timed(some, [next(code) for _ in some], arrays, workers, shared=shared) for some in schedules]
+    pieces = pieces_of(workers, estimated_ns(kernel))
+    candidates = [Timed(some, [next(code) for _ in some], arrays, workers, pieces=pieces) for some in schedules]
     return choices[race(candidates)]
 
 

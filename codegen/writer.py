@@ -19,6 +19,10 @@ from symgrad.record import record
 from symgrad.types import DType, bool_, int64, uint8
 
 SCRATCH_ALIGNMENT = 64
+# Where in scratch memory stands which iteration of a divided loop a worker came to last: one word for a parallel loop,
+# one for shared loops in it, and so on.
+ENTERED = 8
+DIVIDED_LEVELS = 2
 # Lanes at most this many elements apart are read as whole vectors and shuffled.
 MAX_SHUFFLED = 4
 

@@ -100,12 +100,21 @@ class Native:
 
     def run(self, arrays: list[Any]) -> int:
         """Run over all units; the status is 0 if no index check failed."""
+        return self.run_units(arrays, [(0, self.kernel.units)], self.scratch())
+
+    def scratch(self) -> Any:
+        """Scratch memory of one worker at the start of a run."""
+        scratch = np.full(self.scratch_bytes + 64, 0xFF, np.uint8)
+        start = -scratch.ctypes.data % 64
+        return scratch[start : start + self.scratch_bytes]
+
+    def run_units(self, arrays: list[Any], units: list[tuple[int, int]], scratch: Any) -> int:
+        """Run over ranges of units in turn, as one worker with this scratch memory does in one run."""
         slots = np.array([a.ctypes.data for a in arrays], np.int64)
         args = np.array([(k, 0) for k in range(len(arrays))], np.int64)
-        scratch = np.full(self.scratch_bytes + 64, 0xFF, np.uint8)
         status = np.zeros(8, np.int64)
-        start = scratch.ctypes.data + (-scratch.ctypes.data) % 64
-        self.call(slots.ctypes.data, args.ctypes.data, 0, self.kernel.units, start, status.ctypes.data)
+        for begin, end in units:
+            self.call(slots.ctypes.data, args.ctypes.data, begin, end, scratch.ctypes.data, status.ctypes.data)
         return int(status[0])
 
 

@@ -378,6 +378,7 @@ def with_body(kernel: Kernel, *body) -> Kernel:
 I, K = variable("d0") * 4 + variable("d1"), copy_kernel()
 LOAD, STORE = Load("v1", "p0", I, float32), Store("p1", I, "v1")
 PARALLEL, LANES = Loop("d0", 2, 0, Bind.PARALLEL), Loop("d1", 4, 0, Bind.VECTOR, 4)
+SHARED, LOAD2, STORE2 = Loop("d1", 4, 0, Bind.SHARED), Load("v2", "p0", ZERO, float32), Store("p1", ZERO, "v2")
 SUM = sum_kernel()
 _outer = SUM.body[0]
 assert isinstance(_outer, For)
@@ -419,6 +420,47 @@ BROKEN = {
     "parallel inside": (
         replace(K, body=(For(PARALLEL, (For(Loop("d1", 4, 0, Bind.PARALLEL), (LOAD, STORE)),)),)),
         "must be outermost",
+    ),
+    "shared elsewhere": (
+        replace(K, body=(For(PARALLEL, (For(Loop("d2", 1), (For(SHARED, (LOAD, STORE)),)),)),)),
+        "a shared loop must stand directly in a parallel or shared one",
+    ),
+    "beside shared loops": (
+        replace(K, body=(For(PARALLEL, (For(SHARED, (LOAD, STORE)), For(Loop("d2", 1), ()))),)),
+        "only loops can stand beside shared ones, and only before them",
+    ),
+    "values before shared loops": (
+        replace(K, body=(For(PARALLEL, (Index("v2", ZERO, int64), For(SHARED, (LOAD, STORE)))),)),
+        "only loops can stand beside shared ones, and only before them",
+    ),
+    "stored before shared loops": (
+        replace(
+            K,
+            body=(
+                For(PARALLEL, (For(Loop("d2", 1), (LOAD2, STORE2)), For(SHARED, (LOAD, STORE)))),
+            ),
+        ),
+        "it may store to their own memory only",
+    ),
+    "shared loops with a gap": (
+        replace(K, body=(For(PARALLEL, (For(replace(SHARED, extent=3, start=1), (LOAD, STORE)),)),)),
+        "shared loops must run on where the one before ends",
+    ),
+    "scratch of another unit": (
+        replace(
+            K,
+            locals=(Buffer("s1", float32, 4, Space.SCRATCH),),
+            body=(
+                For(
+                    PARALLEL,
+                    (
+                        For(replace(SHARED, extent=2), (LOAD, Store("s1", ZERO, "v1"))),
+                        For(replace(SHARED, extent=2, start=2), (Load("v1", "s1", ZERO, float32), STORE)),
+                    ),
+                ),
+            ),
+        ),
+        "nothing was stored to s1",
     ),
     "not parallel": (replace(K, body=(*K.body, For(Loop("d2", 1), ()))), "must be parallel loops"),
     "few lanes": (

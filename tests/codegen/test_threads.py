@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from codegen import jit, placement, threads
-from codegen.driver import BARRIER, GUARD, PIECES, SERIAL, driver_text
+from codegen.driver import BARRIER, GUARD, SERIAL, driver_text
 from codegen.threads import Launch, Pool
 from symgrad.record import replace
 
@@ -135,6 +135,7 @@ done:
 """
 NAMES = ("fill", "reverse", "count", "fail", "subnormal", "slow", "whose")
 SIZE = 1023
+PIECES = 8
 WORKERS = (1, 2, 3, 7)
 forks = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # forking with threads is what is tested
 
@@ -165,7 +166,7 @@ class Run:
         self.forward = np.array([0, 0, 1, 0], np.int64)
         self.backward = np.array([1, 0, 0, 0], np.int64)
         self.status = np.zeros(1, np.int64)
-        self.scratch = np.zeros((self.workers, 8), np.int64)
+        self.scratch = np.zeros((self.workers, 8), np.int64)  # a line each, of which the driver uses a part
         self.barrier = threads.barrier_record()
         args = {"reverse": self.forward, "again": self.backward}
         counters = self.counters = threads.counter_records(len(self.steps), self.workers)
@@ -176,7 +177,7 @@ class Run:
                     extent,
                     flags,
                     args.get(name, self.forward).ctypes.data,
-                    counters[k].ctypes.data if self.shared else 0,
+                    *((counters[k].ctypes.data, PIECES) if self.shared else ()),
                 )
                 for k, (name, extent, flags) in enumerate(self.steps)
             ]

@@ -1,0 +1,112 @@
+"""Parallel loops of few long iterations: workers share loops inside of them too, so that none waits for another."""
+
+from __future__ import annotations
+
+from codegen.loop import (
+    Accumulate,
+    Bind,
+    Body,
+    Finish,
+    For,
+    Init,
+    Kernel,
+    Load,
+    Loop,
+    Space,
+    Store,
+    replace_loops,
+    statements_of,
+)
+from codegen.writer import DIVIDED_LEVELS
+from symgrad.record import record, replace
+
+
+@record
+class Share:
+    """Divide the iterations of the parallel or shared loop `outer` into units: those of `loop` directly inside of it.
+
+    What stands before these loops is done by every worker that comes to such an iteration.
+    """
+
+    outer: str
+    loop: str
+
+
+def sharing(kernel: Kernel, units: int) -> tuple[Share, ...]:
+    """Steps that divide the iterations of parallel loops, and what divides them, until there are so many units."""
+    steps: list[Share] = []
+    more = 0  # steps after which there are more units than before
+    level = [s.loop.name for s in kernel.body if isinstance(s, For)]
+    while level and kernel.units < units and len(steps) < DIVIDED_LEVELS:
+        inner = {_dividing(f, kernel) for f in _loops_named(kernel.body, level[0])}
+        name = inner.pop()
+        if name is None or inner or any(other != level[0] for other in level):
+            break
+        steps.append(Share(level[0], name))
+        divided = apply_share(kernel, steps[-1])
+        if divided.units > kernel.units:
+            more = len(steps)
+        kernel, level = divided, [name]
+    return tuple(steps[:more])
+
+
+def apply_share(kernel: Kernel, step: Share) -> Kernel:
+    def shared(stmt: For) -> Body:
+        body = (
+            For(replace(s.loop, bind=Bind.SHARED), s.body) if isinstance(s, For) and s.loop.name == step.loop else s
+            for s in stmt.body
+        )
+        return (For(stmt.loop, tuple(body)),)
+
+    return replace(kernel, body=replace_loops(kernel.body, step.outer, shared))
+
+
+def serial(stmt: For) -> For:
+    """A loop as one that a worker runs by itself, whatever was parallel or shared."""
+    body = tuple(serial(s) if isinstance(s, For) and s.loop.bind is Bind.SHARED else s for s in stmt.body)
+    bind = Bind.SERIAL if stmt.loop.bind in (Bind.PARALLEL, Bind.SHARED) else stmt.loop.bind
+    return For(replace(stmt.loop, bind=bind), body)
+
+
+def _loops_named(body: Body, name: str) -> list[For]:
+    found: list[For] = []
+
+    def note(stmt: For) -> Body:
+        found.append(stmt)
+        return ()
+
+    replace_loops(body, name, note)
+    return found
+
+
+def _dividing(stmt: For, kernel: Kernel) -> str | None:
+    """The loops at the end of an iteration that compute all its results, each a part of them of its own."""
+    loops = [s for s in stmt.body if isinstance(s, For)]
+    if len(loops) != len(stmt.body) or not loops:
+        return None
+    name = loops[-1].loop.name
+    first = next(k for k, s in enumerate(loops) if s.loop.name == name)
+    before, inside = loops[:first], loops[first:]
+    # Sums have loops with other names: iterations over places in a result do not depend on each other.
+    if not name.startswith("d") or any(s.loop.name != name for s in inside) or not _is_row([s.loop for s in inside]):
+        return None
+    params = {b.name for b in kernel.params}
+    kept = {b.name for b in kernel.locals if b.space is not Space.SCRATCH}
+    if _stored(before) & params or _buffers(before) & _buffers(inside) & kept or _stored(inside) & _buffers(before):
+        return None
+    return name
+
+
+def _is_row(loops: list[Loop]) -> bool:
+    """Whether serial loops run on where the one before ends, from 0."""
+    ends = [0, *(one.start + one.extent for one in loops)]
+    return all(one.start == end and one.bind is Bind.SERIAL for one, end in zip(loops, ends, strict=False))
+
+
+def _buffers(loops: list[For]) -> set[str]:
+    accesses = (s for s in statements_of(tuple(loops)) if isinstance(s, Load | Store | Init | Accumulate | Finish))
+    return {s.buffer for s in accesses}
+
+
+def _stored(loops: list[For]) -> set[str]:
+    return {s.buffer for s in statements_of(tuple(loops)) if isinstance(s, Store)}

@@ -1,0 +1,136 @@
+# pyright: basic, reportAttributeAccessIssue=false, reportArgumentType=false
+"""Parallel loops whose iterations are divided: units cover everything once, and divided kernels give the same bits."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from kernel_cases import CASES, NARROW, TYPED, WIDE, Native, kernels_of, program_of
+
+import symgrad as sg
+from codegen import jit, schedule_cpu
+from codegen.interp import fresh_arrays, run
+from codegen.loop import Bind, Kernel, loops_of, parts_of
+from codegen.loop_verify import verify
+from codegen.share import serial
+from symgrad.types import float32, float64
+
+HOST = jit.host_target()
+ROWS = [(name, dtype) for name in CASES for dtype in ((float32, float64) if name in TYPED else (float32,))]
+# What has units that can be divided at these small sizes.
+DIVIDED = {
+    WIDE: {"broadcast", "transpose", "turned", "middle_sum", "convolution", "turned_convolution"},
+    NARROW: {"broadcast", "transpose", "dense", "matmul_transposed", "convolution", "turned_convolution"},
+    HOST: set(),
+}
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units are divided as far as they can be, however short they are."""
+    monkeypatch.setattr(schedule_cpu, "LONG_UNIT_NS", 0)
+    monkeypatch.setattr(schedule_cpu, "FEW_UNITS", 1 << 40)
+
+
+def divided(program, target=HOST) -> list[Kernel]:
+    kernels = [s.kernel for low in kernels_of(program, target) for s in low.scheduled]
+    return [k for k in kernels if any(f.loop.bind is Bind.SHARED for f in loops_of(k.body))]
+
+
+def whole(kernel: Kernel) -> Kernel:
+    """The kernel with every parallel iteration as one unit."""
+    body = tuple(type(s)(s.loop, tuple(serial(t) for t in s.body)) for s in kernel.body)  # pyright: ignore
+    return type(kernel)(kernel.params, kernel.locals, body)
+
+
+def arrays_of(kernel: Kernel, seed: int) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    out = fresh_arrays(kernel.params)
+    for buffer, array in zip(kernel.params, out, strict=True):
+        if not buffer.written:
+            array[...] = generator.integers(0, 8, array.shape)
+    return out
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("target", DIVIDED, ids=["wide", "narrow", "host"])
+@pytest.mark.parametrize(("name", "dtype"), ROWS, ids=str)
+def test_divided_units_keep_the_bits(name: str, dtype, target) -> None:
+    """In the interpreter every unit stands alone; as machine code they run in ranges that begin anywhere."""
+    kernels = divided(program_of(name, dtype), target)
+    assert kernels or name not in DIVIDED[target]
+    for kernel in kernels:
+        verify(kernel)
+        undivided = whole(kernel)
+        assert kernel.units > undivided.units
+        wanted = arrays_of(kernel, 3)
+        run(undivided, wanted)
+        for backward in (False, True):
+            got = arrays_of(kernel, 3)
+            run(kernel, got, backward=backward)
+            for a, b in zip(got, wanted, strict=True):
+                np.testing.assert_array_equal(a, b)
+        if target is not HOST:
+            continue
+        native = Native(kernel, HOST)
+        expected = arrays_of(kernel, 3)
+        Native(undivided, HOST).run(expected)
+        for seed in range(3):
+            inner = np.random.default_rng(seed).integers(0, kernel.units, min(kernel.units, 5 * seed))
+            cuts = sorted({0, kernel.units, *inner.tolist()})
+            ranges = list(itertools.pairwise(cuts))
+            np.random.default_rng(seed).shuffle(ranges)
+            got = arrays_of(kernel, 3)
+            native.run_units(got, [(int(a), int(b)) for a, b in ranges], native.scratch())
+            for a, b in zip(got, expected, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.usefixtures("always")
+def test_two_levels_are_divided() -> None:
+    kernel = divided(program_of("turned_convolution"), WIDE)[-1]
+    shared = [f for f in loops_of(kernel.body) if f.loop.bind is Bind.SHARED]
+    assert any(parts_of(f) > 1 for f in shared)
+    assert kernel.units == sum(f.loop.extent for f in shared if parts_of(f) == 1) * kernel.body[0].loop.extent
+
+
+@pytest.mark.usefixtures("always")
+def test_a_panel_is_packed_once_for_the_pieces_of_a_worker() -> None:
+    """What was packed for an iteration is used by the next call that comes to it, and by no other run."""
+    g = sg.Graph()
+    a, b = g.input("a", (600, 64)), g.input("b", (64, 512))
+    function = sg.compile([a, b], a @ b)
+    low = kernels_of(function.program, HOST)[0]
+    kernel = low.scheduled[-1].kernel
+    assert any(f.loop.bind is Bind.SHARED for f in loops_of(kernel.body))
+    per_panel = parts_of(kernel.body[0])
+    native = Native(kernel, HOST)
+    generator = np.random.default_rng(1)
+    left, right = (generator.standard_normal(s.size).astype(np.float32) for s in kernel.params[:2])
+    wanted, got = (np.zeros((600, 512), np.float32) for _ in range(2))
+    native.run([left, right, wanted])
+    scratch, half = native.scratch(), per_panel // 2
+    native.run_units([left, right, got], [(0, half)], scratch)
+    native.run_units([left, np.full_like(right, np.nan), got], [(half, per_panel)], scratch)
+    columns = np.any(got != 0, 0)
+    assert 0 < columns.sum() < 512
+    np.testing.assert_array_equal(got[:, columns], wanted[:, columns])
+    native.run_units([left, np.full_like(right, np.nan), got], [(half, per_panel)], native.scratch())
+    assert np.isnan(got).any()
+
+
+def test_long_units_are_divided() -> None:
+    """Products large enough to be worth it are; results do not depend on how many workers share their units."""
+    g = sg.Graph()
+    a, b = g.input("a", (330, 256)), g.input("b", (256, 600))
+    generator = np.random.default_rng(2)
+    left, right = (generator.standard_normal(shape, dtype=np.float32) for shape in ((330, 256), (256, 600)))
+    functions = [sg.compile([a, b], a @ b, threads=threads) for threads in (1, 2, 3)]
+    assert divided(functions[0].program)
+    first = functions[0](left, right)
+    np.testing.assert_allclose(first, left.astype(np.float64) @ right, atol=2e-4)
+    for function in functions:
+        for _ in range(20):
+            np.testing.assert_array_equal(function(left, right), first)
