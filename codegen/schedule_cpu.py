@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from codegen.ahead import Ahead, MapAhead
 from codegen.costs import COSTS, estimated_ns
@@ -45,6 +45,9 @@ TWICE_REGISTERS = 32
 # Units that are fewer than these and take longer than this leave workers waiting for the last one: they are divided.
 FEW_UNITS = 64
 LONG_UNIT_NS = 10_000
+# How many blocks are turned side by side on their way from memory to memory, and how far ahead rows are fetched then.
+TURNED_BLOCKS = 4
+TURNED_AHEAD_BYTES = 1 << 8
 
 
 @record
@@ -155,7 +158,15 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     extents = {f.loop.name: f.loop.extent for f in loops}
     if (turned := _turned_loop(loops, best)) is not None:
         steps = _turned_steps(loops, best, turned, lanes)
-        return (*steps, *_streams(kernel, steps, target))
+        streams = _streams(kernel, steps, target)
+        read = {load.buffer for load in turned_loads(loops[-1].body, turned, best, MAX_SHUFFLED)}
+        if not streams or not _is_far(kernel, read, target):
+            return (*steps, *streams)
+        return (
+            *_turned_steps(loops, best, turned, lanes, TURNED_BLOCKS),
+            *streams,
+            *_turned_ahead(kernel, loops, best, turned, lanes, target),
+        )
     if target.registers >= TWICE_REGISTERS and _cost(loops[-1].body) >= LONG_BODY:
         lanes *= 2
     lanes = _narrowed(lanes, extents[best])
@@ -179,11 +190,13 @@ def _streams(kernel: Kernel, steps: Sequence[Step], target: Target) -> tuple[Str
 
 def _map_ahead(kernel: Kernel, body: Body, inner: str, target: Target) -> tuple[MapAhead, ...]:
     """What is read is fetched ahead if it lies beyond the caches of a worker, unless arithmetic takes much longer."""
-    read = {s.buffer for s in body if isinstance(s, Load)}
-    far = _cost(body) <= 2 * LONG_BODY and any(
-        b.size * b.dtype.itemsize >= target.l2 for b in kernel.params if b.name in read
-    )
+    far = _cost(body) <= 2 * LONG_BODY and _is_far(kernel, {s.buffer for s in body if isinstance(s, Load)}, target)
     return (MapAhead(inner, MAP_AHEAD_BYTES, target.l2),) if far else ()
+
+
+def _is_far(kernel: Kernel, read: Collection[str], target: Target) -> bool:
+    """Whether an array that is read is too large for the caches of a worker."""
+    return any(b.size * b.dtype.itemsize >= target.l2 for b in kernel.params if b.name in read)
 
 
 def _turned_loop(loops: list[For], best: str) -> str | None:
@@ -199,21 +212,40 @@ def _turned_loop(loops: list[For], best: str) -> str | None:
     return loops[k].loop.name if count and fits else None
 
 
-def _turned_steps(loops: list[For], best: str, turned: str, lanes: int) -> tuple[Step, ...]:
-    """Blocks of vectors along `turned`, turned in registers to vectors along `best`."""
+def _turned_steps(loops: list[For], best: str, turned: str, lanes: int, blocks: int = 1) -> tuple[Step, ...]:
+    """Blocks of vectors along `turned`, turned in registers to vectors along `best`.
+
+    With several blocks side by side their rows are read from one end to the other, and make runs of lines of a result.
+    """
     order = [f.loop.name for f in loops]
     extents = {f.loop.name: f.loop.extent for f in loops}
     steps: list[Step] = []
     if order[-2:] != [turned, best]:
         steps, order = innermost(order, turned, best)
     rows, columns = (_narrowed(lanes, extents[name]) for name in (turned, best))
-    steps += [Split(best, columns), Split(turned, rows), Distribute(f"{turned}.1"), Vectorize(f"{best}.1", columns)]
+    lane, inside = best, [f"{turned}.0", f"{best}.0"]
+    sizes = [-(-extents[turned] // rows), -(-extents[best] // columns)]
+    if blocks > 1:
+        steps += [Split(best, blocks * columns), Distribute(turned)]
+        lane, inside = f"{best}.1", [f"{best}.0", f"{turned}.0", f"{best}.1.0"]
+        sizes = [-(-sizes[1] // blocks), sizes[0], blocks]
+    steps += [Split(lane, columns), Split(turned, rows), Distribute(f"{turned}.1"), Vectorize(f"{lane}.1", columns)]
     body = loops[-1].body
     short = len(body) <= SHORT_BODY and len(turned_loads(body, turned, best, 0)) == 1
-    steps.append(Transpose(f"{turned}.1", f"{best}.1", rows, "t", kept=not short))
+    steps.append(Transpose(f"{turned}.1", f"{lane}.1", rows, "t", kept=not short))
     rest = order[:-2]
-    sizes = [*(extents[n] for n in rest), -(-extents[turned] // rows), -(-extents[best] // columns)]
-    return (*steps, *shared([*rest, f"{turned}.0", f"{best}.0"], sizes))
+    return (*steps, *shared([*rest, *inside], [*(extents[n] for n in rest), *sizes]))
+
+
+def _turned_ahead(
+    kernel: Kernel, loops: list[For], best: str, turned: str, lanes: int, target: Target
+) -> tuple[MapAhead, ...]:
+    """Fetches of what the rows to be turned hold next, and of what lies along the results of the next blocks."""
+    rows = _narrowed(lanes, next(f.loop.extent for f in loops if f.loop.name == turned))
+    loads = [s for s in loops[-1].body if isinstance(s, Load) and s.index.factor(best) == 1]
+    strides = [s.index.factor(turned) * kernel.buffer(s.buffer).dtype.itemsize for s in loads]
+    ahead = MapAhead(f"{turned}.1", TURNED_AHEAD_BYTES, target.l2)
+    return (ahead, MapAhead(f"{best}.1.1", rows * max(strides), target.l2)) if strides else (ahead,)
 
 
 def _cost(body: Body) -> int:

@@ -112,3 +112,36 @@ def test_stores_of_single_elements_are_refused() -> None:
     loop = Loop("d0", 64, 0, Bind.PARALLEL)
     with pytest.raises(CompileError, match="whole aligned vectors"):
         verify(Kernel(params, (), (For(loop, (Load("v1", "p0", index, float32), store)),)))
+
+
+@pytest.mark.parametrize("name", ["alone", "beside", "kept"])
+def test_what_is_turned_from_memory_to_memory_is_read_along_its_rows(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codegen.stream.STREAMED_BYTES", 1 << 10)
+    g = sg.Graph()
+    x, y = g.input("x", (144, 37)), g.input("y", (37, 144))
+    value = {"alone": x.T + 1, "beside": x.T * 2 + y, "kept": (x.T * y + x.T - y) * (y - x.T) + y * y}[name]
+    able = replace(WIDE, streams=True, l2=1 << 10)
+    (low,) = kernels_of(optimize(Program(g, (x, y), (value,), ()), "infer", {}), able)
+    kernel = low.scheduled[0].kernel
+    verify(kernel)
+    assert streamed(kernel)
+    fetched = {s.buffer for s in statements_of(kernel.body) if isinstance(s, Fetch)}
+    assert len(fetched) == (1 if name == "alone" else 2)
+    loops = [f.loop.name for f in loops_of(kernel.body)]
+    assert loops.index("d1.0") < loops.index("d0.0")
+    rng = np.random.default_rng(2)
+    given = [
+        np.zeros(b.size, np.float32) if b.written else rng.standard_normal(b.size).astype(np.float32)
+        for b in kernel.params
+    ]
+    wanted = [a.copy() for a in given]
+    run(low.naive, wanted)
+    found = [a.copy() for a in given]
+    run(kernel, found)
+    np.testing.assert_array_equal(found[-1], wanted[-1])
+    if jit.host_target().vector_bytes == able.vector_bytes:
+        native = [aligned_copy(a) for a in given]
+        assert Native(kernel, jit.host_target()).run(native) == 0
+        np.testing.assert_array_equal(native[-1], wanted[-1])
