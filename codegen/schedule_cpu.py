@@ -87,6 +87,8 @@ def schedule(kernel: Kernel, anchor: Anchor, target: Target, choice: Choice | No
 
 def _divided(kernel: Kernel, steps: tuple[Step, ...], divides: bool) -> Scheduled:
     """The scheduled kernel; where its units are few and long, loops inside of them are shared as well."""
+    # Rows that overlap belong to one worker.
+    divides = divides and not any(isinstance(step, Overlap) for step in steps)
     if not divides or kernel.units >= FEW_UNITS or estimated_ns(kernel) < kernel.units * LONG_UNIT_NS:
         return Scheduled(kernel, steps)
     more = sharing(kernel, FEW_UNITS)
@@ -310,19 +312,20 @@ def _overlapped(kernel: Kernel, steps: Sequence[Step], outer: Sequence[For]) -> 
     """The last steps of a schedule that writes a row while the next one is read; none where that cannot be."""
     if not outer:
         return ()
-    cut, units, rows = (), outer[0].loop.name, outer[-1].loop.name
-    if len(outer) == 1:
-        extent = outer[0].loop.extent
-        fitting = [n for n in UNIT_ROWS if extent % n == 0 and extent // n >= FEWEST_UNITS]
+    names, sizes = [f.loop.name for f in outer], [f.loop.extent for f in outer]
+    rows, cut, units = names[-1], (), [Parallel(names[0])]
+    if all(len(f.body) == 1 for f in outer[:-1]):
+        fitting = [n for n in UNIT_ROWS if sizes[-1] % n == 0 and max([*sizes[:-1], sizes[-1] // n]) >= FEWEST_UNITS]
         if not fitting:
             return ()
-        cut, units, rows = (Split(rows, fitting[0]),), f"{rows}.0", f"{rows}.1"
+        blocks = [*sizes[:-1], sizes[-1] // fitting[0]]
+        rows, cut, units = f"{rows}.1", (Split(rows, fitting[0]),), shared([*names[:-1], f"{rows}.0"], blocks)
     scheduled = apply(kernel, (*steps, *cut))
     beside = passes_beside(scheduled, rows)
     if not beside:
         return ()
     costs = {f.loop.name: _cost(f.body) for f in loops_of(scheduled.body)}
-    return (*cut, Overlap(rows, max(beside, key=lambda name: costs[f"{name}.1"])), Parallel(units))
+    return (*cut, Overlap(rows, max(beside, key=lambda name: costs[f"{name}.1"])), *units)
 
 
 def _has_loop(stmt: For) -> bool:

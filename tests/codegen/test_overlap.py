@@ -15,6 +15,7 @@ from codegen.interp import run
 from codegen.loop import Accumulate, Kernel, Load, statements_of
 from codegen.loop_verify import verify
 from codegen.overlap import Overlap, passes_beside
+from codegen.schedule_cpu import FEWEST_UNITS
 from codegen.single import Single, single_elements
 from codegen.steps import Parallel, Split, Step, apply
 from codegen.stream import STREAMED_BYTES
@@ -22,6 +23,7 @@ from symgrad.graph import Node
 from symgrad.optimize import optimize
 from symgrad.program import Program
 from symgrad.record import replace
+from symgrad.storage import aligned_copy
 
 ROWS, UNIT = 12, 4
 
@@ -145,3 +147,23 @@ def test_places_that_could_stand_for_two_elements_are_summed() -> None:
     assert not single_elements(picked("int8", 300).naive)
     with pytest.raises(ValueError, match="not one element"):
         apply(picked("int32").naive, [Single("r0_1", "a1")])
+
+
+@pytest.mark.parametrize("shape", [(2, 512, 64), (64, 16, 48), (3, 1024, 32)])
+def test_rows_within_other_loops(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codegen.stream.STREAMED_BYTES", 1 << 10)
+    g = sg.Graph()
+    x, w = g.input("x", shape), g.input("w", shape[1:])
+    program = Program(g, (x, w), (sg.nn.softmax(x * w),), ())
+    (low,) = kernels_of(optimize(program, "infer", {}), replace(WIDE, streams=True))
+    kernel = low.scheduled[0].kernel
+    assert any(isinstance(step, Overlap) for step in low.scheduled[0].steps)
+    assert kernel.units >= FEWEST_UNITS
+    verify(kernel)
+    rng = np.random.default_rng(5)
+    given = [rng.standard_normal(b.size).astype(np.float32) for b in kernel.params]
+    mine, theirs = [a.copy() for a in given], [a.copy() for a in given]
+    assert Native(kernel, jit.host_target()).run([aligned_copy(a) for a in mine]) == 0
+    run(kernel, mine, backward=True)
+    run(low.naive, theirs)
+    np.testing.assert_allclose(mine[-1], theirs[-1], rtol=1e-5)
