@@ -153,7 +153,7 @@ class _Emitter(Writer):
         """
         loop, level = stmt.loop, self.levels[-1]
         k = self._label("u")
-        parts = parts_of(stmt)
+        parts, divided = parts_of(stmt), bool(shared_in(stmt))
         level.lines += [
             f"%{k}a = call i64 @llvm.smax.i64(i64 {units[0]}, i64 {offset})",
             f"%{k}b = call i64 @llvm.smin.i64(i64 {units[1]}, i64 {offset + loop.extent * parts})",
@@ -161,7 +161,7 @@ class _Emitter(Writer):
             f"%{k}l = sub i64 %{k}b, {offset}",
         ]
         first, last = f"%{k}f", f"%{k}l"
-        if parts > 1:
+        if divided:
             level.lines += [
                 f"%{k}q = udiv i64 {first}, {parts}",
                 f"%{k}r = add i64 {last}, {parts - 1}",
@@ -176,7 +176,7 @@ class _Emitter(Writer):
         ]
         self.b.declarations |= {"declare i64 @llvm.smax.i64(i64, i64)", "declare i64 @llvm.smin.i64(i64, i64)"}
         with self._where(f"%{k}any", k):
-            if parts > 1:
+            if divided:
                 self._counted(stmt, f"%{k}lo", f"%{k}hi", partial(self._divided, stmt, k, number))
             elif loop.bind is Bind.SHARED and loop.extent == 1:
                 self._once(stmt, loop.start)

@@ -14,7 +14,7 @@ from codegen.loop import (
     Loop,
     Space,
     Store,
-    replace_loops,
+    shared_in,
     statements_of,
 )
 from codegen.writer import DIVIDED_LEVELS
@@ -36,29 +36,38 @@ def sharing(kernel: Kernel, units: int) -> tuple[Share, ...]:
     """Steps that divide the iterations of parallel loops, and what divides them, until there are so many units."""
     steps: list[Share] = []
     more = 0  # steps after which there are more units than before
-    level = [s.loop.name for s in kernel.body if isinstance(s, For)]
-    while level and kernel.units < units and len(steps) < DIVIDED_LEVELS:
-        inner = {_dividing(f, kernel) for f in _loops_named(kernel.body, level[0])}
-        name = inner.pop()
-        if name is None or inner or any(other != level[0] for other in level):
+    while kernel.units < units and len(steps) < DIVIDED_LEVELS:
+        level = [s for s in kernel.body if isinstance(s, For)]
+        for _ in steps:
+            level = [inner for one in level for inner in shared_in(one)]
+        names = {(one.loop.name, _dividing(one, kernel)) for one in level}
+        outer, name = names.pop()
+        if name is None or names:
             break
-        steps.append(Share(level[0], name))
+        steps.append(Share(outer, name))
         divided = apply_share(kernel, steps[-1])
         if divided.units > kernel.units:
             more = len(steps)
-        kernel, level = divided, [name]
+        kernel = divided
     return tuple(steps[:more])
 
 
 def apply_share(kernel: Kernel, step: Share) -> Kernel:
-    def shared(stmt: For) -> Body:
-        body = (
-            For(replace(s.loop, bind=Bind.SHARED), s.body) if isinstance(s, For) and s.loop.name == step.loop else s
-            for s in stmt.body
-        )
-        return (For(stmt.loop, tuple(body)),)
+    def divided(stmt: For) -> For:
+        if stmt.loop.name == step.outer:
+            return For(stmt.loop, _bound(stmt.body, step.loop))
+        body = (divided(s) if isinstance(s, For) and s.loop.bind is Bind.SHARED else s for s in stmt.body)
+        return For(stmt.loop, tuple(body))
 
-    return replace(kernel, body=replace_loops(kernel.body, step.outer, shared))
+    return replace(kernel, body=tuple(divided(s) if isinstance(s, For) else s for s in kernel.body))
+
+
+def _bound(body: Body, name: str) -> Body:
+    """A body with its loops of this name shared."""
+    return tuple(
+        For(replace(s.loop, bind=Bind.SHARED), s.body) if isinstance(s, For) and s.loop.name == name else s
+        for s in body
+    )
 
 
 def serial(stmt: For) -> For:
@@ -66,17 +75,6 @@ def serial(stmt: For) -> For:
     body = tuple(serial(s) if isinstance(s, For) and s.loop.bind is Bind.SHARED else s for s in stmt.body)
     bind = Bind.SERIAL if stmt.loop.bind in (Bind.PARALLEL, Bind.SHARED) else stmt.loop.bind
     return For(replace(stmt.loop, bind=bind), body)
-
-
-def _loops_named(body: Body, name: str) -> list[For]:
-    found: list[For] = []
-
-    def note(stmt: For) -> Body:
-        found.append(stmt)
-        return ()
-
-    replace_loops(body, name, note)
-    return found
 
 
 def _dividing(stmt: For, kernel: Kernel) -> str | None:

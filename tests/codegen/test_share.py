@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,16 +122,35 @@ def test_a_panel_is_packed_once_for_the_pieces_of_a_worker() -> None:
     assert np.isnan(got).any()
 
 
-def test_long_units_are_divided() -> None:
-    """Products large enough to be worth it are; results do not depend on how many workers share their units."""
+def product(m: int, k: int, n: int, form: str, threads: int) -> Any:
     g = sg.Graph()
-    a, b = g.input("a", (330, 256)), g.input("b", (256, 600))
+    a = g.input("a", (m, k) if form[0] == "n" else (k, m))
+    b = g.input("b", (k, n) if form[1] == "n" else (n, k))
+    left, right = a if form[0] == "n" else a.T, b if form[1] == "n" else b.T
+    return sg.compile([a, b], left @ right, threads=threads)
+
+
+def check_products(m: int, k: int, n: int, form: str) -> None:
+    """The product is right, and has the same bits whatever workers share."""
     generator = np.random.default_rng(2)
-    left, right = (generator.standard_normal(shape, dtype=np.float32) for shape in ((330, 256), (256, 600)))
-    functions = [sg.compile([a, b], a @ b, threads=threads) for threads in (1, 2, 3)]
+    left, right = (generator.standard_normal(shape, dtype=np.float32) for shape in ((m, k), (k, n)))
+    given = [np.ascontiguousarray(x if f == "n" else x.T) for x, f in zip((left, right), form, strict=True)]
+    functions = [product(m, k, n, form, threads) for threads in (1, 2, 3)]
     assert divided(functions[0].program)
-    first = functions[0](left, right)
-    np.testing.assert_allclose(first, left.astype(np.float64) @ right, atol=2e-4)
+    first = functions[0](*given)
+    np.testing.assert_allclose(first, left.astype(np.float64) @ right, atol=1e-6 * k)
     for function in functions:
-        for _ in range(20):
-            np.testing.assert_array_equal(function(left, right), first)
+        for _ in range(10):
+            np.testing.assert_array_equal(function(*given), first)
+
+
+def test_long_units_are_divided() -> None:
+    """Products large enough to be worth it are."""
+    check_products(330, 256, 600, "nn")
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("shape", [(64, 128, 3136, "nt"), (200, 64, 520, "nn"), (130, 300, 515, "tn")], ids=str)
+def test_blocks_that_are_left_over_are_divided(shape: tuple[int, int, int, str]) -> None:
+    """Of what is left at the ends of rows and columns, loops may have one iteration only."""
+    check_products(*shape)
