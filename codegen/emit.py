@@ -231,27 +231,28 @@ class _Emitter(Writer):
             self._stmt(stmt)
 
     def _stmt(self, stmt: Stmt) -> None:
+        # What there is most of comes first.
         match stmt:
-            case For():
-                self._for(stmt)
             case Let():
                 self._let(stmt)
-            case Index(name, index, dtype):
-                self.name(name, self.number(index, dtype))
+            case For():
+                self._for(stmt)
             case Load():
                 self.load(stmt)
-            case Within(name, guard):
-                self.name(name, self.within(guard))
-            case Store():
-                self.store(stmt)
-            case Fetch():
-                self.fetch(stmt)
-            case Init(buffer, index, combine):
-                self._init(buffer, index, combine)
             case Accumulate():
                 self._accumulate(stmt)
+            case Store():
+                self.store(stmt)
             case Finish():
                 self._finish(stmt)
+            case Init(buffer, index, combine):
+                self._init(buffer, index, combine)
+            case Index(name, index, dtype):
+                self.name(name, self.number(index, dtype))
+            case Within(name, guard):
+                self.name(name, self.within(guard))
+            case Fetch():
+                self.fetch(stmt)
 
     def _for(self, stmt: For) -> None:
         loop = stmt.loop
@@ -343,8 +344,10 @@ class _Emitter(Writer):
         if (found := self.remembered(key)) is not None:
             self.name(stmt.name, found)
             return
-        lanes = max((a.value.lanes for a in args), default=1)
-        level = self.place(max((a.depth for a in args), default=0), lanes)
+        lanes, depth = 1, 0
+        for arg in args:
+            lanes, depth = max(lanes, arg.value.lanes), max(depth, arg.depth)
+        level = self.place(depth, lanes)
         value = spell(self.b, stmt.op, *(a.value for a in args), **dict(stmt.attrs))
         self.flush(level)
         self.name(stmt.name, self.remember(level, key, value))

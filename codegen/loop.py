@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from codegen.affine import Affine, variable
@@ -207,29 +207,37 @@ def _map_stmt(stmt: Stmt, change: Callable[[Affine], Affine]) -> Stmt:
             return replace(stmt, index=change(stmt.index))
 
 
-def indices_of(body: Body) -> Iterator[Affine]:
+def indices_of(body: Body) -> list[Affine]:
     """Every index and guard in a body."""
-    for stmt in body:
+    found: list[Affine] = []
+    for stmt in statements_of(body):
         match stmt:
             case Let():
                 pass
-            case For():
-                yield from indices_of(stmt.body)
             case Load():
-                yield stmt.index
-                yield from stmt.guard
+                found.append(stmt.index)
+                found += stmt.guard
             case Within():
-                yield from stmt.guard
+                found += stmt.guard
             case Index() | Store() | Fetch() | Init() | Accumulate() | Finish():
-                yield stmt.index
+                found.append(stmt.index)
+            case For():
+                raise AssertionError("a loop is no statement without loops")
+    return found
 
 
-def loops_of(body: Body) -> Iterator[For]:
+def loops_of(body: Body) -> list[For]:
     """Every loop in a body, outer before inner."""
+    found: list[For] = []
+    _collect_loops(body, found)
+    return found
+
+
+def _collect_loops(body: Body, found: list[For]) -> None:
     for stmt in body:
         if isinstance(stmt, For):
-            yield stmt
-            yield from loops_of(stmt.body)
+            found.append(stmt)
+            _collect_loops(stmt.body, found)
 
 
 def replace_loops(body: Body, name: str, change: Callable[[For], Body]) -> Body:
@@ -256,13 +264,19 @@ def replace_statements(body: Body, change: Callable[[Stmt], Body]) -> Body:
     return tuple(out)
 
 
-def statements_of(body: Body) -> Iterator[Stmt]:
+def statements_of(body: Body) -> list[Stmt]:
     """Every statement in a body and in its loops that is no loop, in the order of the text."""
+    found: list[Stmt] = []
+    _collect_statements(body, found)
+    return found
+
+
+def _collect_statements(body: Body, found: list[Stmt]) -> None:
     for stmt in body:
         if isinstance(stmt, For):
-            yield from statements_of(stmt.body)
+            _collect_statements(stmt.body, found)
         else:
-            yield stmt
+            found.append(stmt)
 
 
 def checks_index(kernel: Kernel) -> bool:
@@ -280,18 +294,19 @@ def defined(stmt: Stmt) -> str | None:
     return stmt.name if isinstance(stmt, Let | Index | Load | Within | Finish | Accumulate) else None
 
 
-def used(stmt: Stmt) -> Iterator[str]:
+def used(stmt: Stmt) -> list[str]:
     """The names of values a statement uses directly, index variables included."""
-    match stmt:
-        case Let() | Accumulate():
-            yield from stmt.args
-        case Store():
-            yield stmt.value
-        case _:
-            pass
+    if isinstance(stmt, Let):
+        return list(stmt.args)
+    names: list[str] = []
+    if isinstance(stmt, Accumulate):
+        names += stmt.args
+    elif isinstance(stmt, Store):
+        names.append(stmt.value)
     if not isinstance(stmt, For):
         for index in indices_of((stmt,)):
-            yield from (name for name, _ in index.terms)
+            names += [name for name, _ in index.terms]
+    return names
 
 
 def renamed(body: Body, names: Mapping[str, str]) -> Body:

@@ -10,12 +10,17 @@ from codegen.scalar_builder import ScalarBuilder, Value, llvm_type
 CHUNK_BYTES = 16
 # The widest block that chunks are moved around in: four by four chunks.
 BLOCK_BYTES = 64
+# LLVM looks for one shuffle instead of several in a row, in time that grows with the power of their number: it is not
+# let past the point where chunks are done. It would find none there, but where parts of rows are unknown or unwanted.
+# The kernel takes half the time to compile.
+_FENCE = "llvm.arithmetic.fence"
 
 
-def transposed(b: ScalarBuilder, rows: Sequence[Value | None], count: int) -> list[Value]:
+def transposed(b: ScalarBuilder, rows: Sequence[Value | None], count: int, *, whole: bool) -> list[Value]:
     """The columns of a block of `count` rows, of which those given as None are whatever they are.
 
-    Rows have one dtype. Their lanes and `count`, the lanes of a column, are powers of two, at least 2.
+    Rows have one dtype. Their lanes and `count`, the lanes of a column, are powers of two, at least 2. `whole` says
+    that all lanes of rows are wanted.
     """
     first = next(row for row in rows if row is not None)
     width = first.lanes
@@ -26,7 +31,8 @@ def transposed(b: ScalarBuilder, rows: Sequence[Value | None], count: int) -> li
         for top in range(0, count, size):
             block = [row and _part(b, row, start, size) for row in rows[top : top + size]]
             if any(block):
-                groups.append(_square(b, [_unknown(first, size) if row is None else row for row in block]))
+                known = [_unknown(first, size) if row is None else row for row in block]
+                groups.append(_square(b, known, fenced=whole and all(block) and _may_be_fenced(b, first, size)))
             else:
                 groups.append([_unknown(first, size)] * size)
         columns += [_joined(b, list(pieces)) for pieces in zip(*groups, strict=True)]
@@ -50,8 +56,8 @@ def _joined(b: ScalarBuilder, pieces: list[Value]) -> Value:
     return pieces[0]
 
 
-def _square(b: ScalarBuilder, rows: list[Value]) -> list[Value]:
-    """The columns of as many rows as they have lanes.
+def _square(b: ScalarBuilder, rows: list[Value], *, fenced: bool) -> list[Value]:
+    """The columns of as many rows as they have lanes, with a fence before chunks are exchanged or without.
 
     Places in chunks: first the elements of pairs of rows are interleaved, then pairs of elements, until a chunk has
     one column of its group of rows; then chunks are exchanged between the groups.
@@ -72,6 +78,8 @@ def _square(b: ScalarBuilder, rows: list[Value]) -> list[Value]:
         run *= 2
     columns: list[Sequence[int]] = [lanes] * size
     for distance, picks in stages:
+        if distance == chunk and fenced:
+            rows = [_fenced(b, row) for row in rows]
         for k in range(size):
             if not k & distance:
                 pair, places = (rows[k], rows[k + distance]), [*columns[k], *columns[k + distance]]
@@ -79,6 +87,20 @@ def _square(b: ScalarBuilder, rows: list[Value]) -> list[Value]:
                     rows[at], columns[at] = _shuffled(b, *pair, pick), [places[p] for p in pick]
     numbered = {places[0]: row for row, places in zip(rows, columns, strict=True)}
     return [numbered[k] for k in lanes]
+
+
+def _may_be_fenced(b: ScalarBuilder, row: Value, size: int) -> bool:
+    """Whether chunks are exchanged between rows that are whole registers of floats."""
+    bytes_ = size * row.dtype.itemsize
+    return row.dtype.is_float and size == row.lanes and bytes_ == b.target.vector_bytes and bytes_ > CHUNK_BYTES
+
+
+def _fenced(b: ScalarBuilder, row: Value) -> Value:
+    """The value, which LLVM takes for another one."""
+    kind = llvm_type(row.dtype, row.lanes)
+    name = f"@{_FENCE}.v{row.lanes}f{row.dtype.bits}"
+    b.declarations.add(f"declare {kind} {name}({kind})")
+    return b.emit(row.dtype, row.lanes, f"call {kind} {name}({kind} {row.text})")
 
 
 def _interleaved(size: int, chunk: int, run: int, half: int) -> list[int]:

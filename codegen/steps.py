@@ -478,8 +478,8 @@ def _shared_accumulators(body: Body) -> set[str]:
     """The accumulators that live across statements of a body: some statement uses what another one began."""
     shared: set[str] = set()
     for stmt in body:
-        begun = {s.buffer for s in _accumulating((stmt,)) if isinstance(s, Init)}
-        shared |= {s.buffer for s in _accumulating((stmt,))} - begun
+        found = list(_accumulating((stmt,)))
+        shared |= {s.buffer for s in found} - {s.buffer for s in found if isinstance(s, Init)}
     return shared
 
 
@@ -522,6 +522,8 @@ def _is_pure(stmt: Stmt) -> bool:
 
 def _with_needed(body: Body, pure: dict[str, Stmt]) -> Body:
     """The body with the definitions it needs from before, in order."""
+    if not pure:
+        return body
     needed: set[str] = set()
     stack = [name for stmt in statements_of(body) for name in used(stmt)]
     while stack:

@@ -59,10 +59,11 @@ class Level:
 class Tile:
     """Rows in registers by their first place, and columns of them by first row and lanes, once one was asked for.
 
-    The registers are known in the block `level`.
+    The registers are known in the block `level`. `whole` says that all of their lanes were stored.
     """
 
     level: Level
+    whole: bool = True
     rows: dict[int, Value] = field(default_factory=dict[int, Value])
     columns: dict[tuple[int, int], list[Value]] = field(default_factory=dict[tuple[int, int], list[Value]])
 
@@ -156,7 +157,8 @@ class Writer:
             else:
                 const += factor * variable.start
                 stride += factor if variable.lanes else 0
-        uniform.sort(key=lambda term: term[2])
+        if len(uniform) > 1:
+            uniform.sort(key=lambda term: term[2])
         return const, uniform, stride, vectors
 
     def _wide(self, named: Named) -> Named:
@@ -288,7 +290,7 @@ class Writer:
         row, column = divmod(const, width)
         if (row, lanes) not in tile.columns:
             rows = [tile.rows.get((row + k) * width) for k in range(lanes)]
-            tile.columns[row, lanes] = transposed(self.b, rows, lanes)
+            tile.columns[row, lanes] = transposed(self.b, rows, lanes, whole=tile.whole)
         value = self.b.from_memory(tile.columns[row, lanes][column], stmt.dtype)
         level = len(self.levels) - 1
         self.flush(level)
@@ -441,6 +443,7 @@ class Writer:
             tile = self.tiles.get(stmt.buffer)
             if tile is None or tile.level is not self.levels[-1]:
                 tile = self.tiles[stmt.buffer] = Tile(self.levels[-1])
+            tile.whole &= self.vector is not None and self.vector.active == self.vector.lanes
             tile.rows[const] = value
             tile.columns.clear()
             return

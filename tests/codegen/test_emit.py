@@ -28,6 +28,7 @@ INTRINSIC = re.compile(r"@llvm\.([a-z.]+?)(?=\.(?:v\d+|p\d|[if]\d)|\()")
 ALLOWED = {
     "fma", "fabs", "copysign", "sqrt", "floor", "ceil", "trunc", "roundeven", "fptosi.sat", "fptoui.sat",
     "smax", "smin", "masked.load", "masked.store", "vector.reduce.or", "prefetch", "ctlz", "cttz", "fshl",
+    "arithmetic.fence",
 }  # fmt: skip
 
 
