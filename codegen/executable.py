@@ -190,10 +190,10 @@ class Executable:
         return status
 
     def _profiled(self, context: Context, profile: Profile) -> int:
-        """Run kernel by kernel, after a run of none, and note the times."""
+        """Run kernel by kernel, and note the times; before that nothing, to wake the workers, and to time nothing."""
         status = 0
         times: list[int] = []
-        for k in range(-1, len(self.launches)):
+        for k in (-1, *range(-1, len(self.launches))):
             context.choose(max(k, 0), int(k >= 0))
             start = time.perf_counter_ns()
             status = self._run(context.address)
@@ -202,7 +202,7 @@ class Executable:
                 break
         context.choose(0, len(self.launches))
         if not status:
-            profile.note(times[0], times[1:])
+            profile.note(times[1], times[2:])
         return status
 
     def report(self) -> str:

@@ -8,11 +8,14 @@ import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import symgrad as sg
+from codegen import executable
+from codegen.profile import Profile
 from symgrad.graph import Graph
 from symgrad.settings import read_settings
 
@@ -240,3 +243,23 @@ def test_profile(tmp_path: Path) -> None:
     assert not done[0].stderr
     assert "medians of 3 of 3 calls; peaks:" in done[1].stderr
     assert done[1].stderr.count(" us ") >= 4
+
+
+def test_the_profile_leaves_out_what_waking_workers_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first run wakes them: it says nothing of what a run of no kernel takes beside the others."""
+    clock = 0
+    ran: list[int] = []
+    lengths = iter([90_000, 2_000, 5_000, 7_000])
+
+    def run(_: int) -> int:
+        nonlocal clock
+        clock += next(lengths)
+        return 0
+
+    monkeypatch.setattr(executable.time, "perf_counter_ns", lambda: clock)
+    context = SimpleNamespace(address=0, choose=lambda first, count: ran.append(count))
+    profile = Profile(2)
+    runner = SimpleNamespace(launches=[None, None], _run=run)
+    executable.Executable._profiled(runner, context, profile)  # pyright: ignore[reportArgumentType, reportPrivateUsage]
+    assert ran == [0, 0, 1, 1, 2]
+    assert profile.medians() == [3e-6, 5e-6]
