@@ -8,11 +8,11 @@ from codegen.ahead import Ahead, MapAhead
 from codegen.costs import COSTS, estimated_ns
 from codegen.frame import lane_bytes
 from codegen.group import Anchor
-from codegen.loop import Bind, Body, For, Kernel, Let, Load, Loop, Store, loops_of
+from codegen.loop import Accumulate, Bind, Body, For, Kernel, Let, Load, Loop, Store, loops_of
 from codegen.overlap import Overlap, passes_beside
 from codegen.schedule_contract import innermost, schedule_contract, shared
 from codegen.share import serial, sharing
-from codegen.single import single_elements
+from codegen.single import elements_apart, single_elements
 from codegen.steps import Distribute, Fuse, Parallel, Split, Step, Unroll, Vectorize, apply, can_fuse
 from codegen.stream import Stream, apply_stream, large_results
 from codegen.target import Target
@@ -29,6 +29,8 @@ SCATTER_BYTES = 1 << 10
 ROW_BYTES = 64
 # Rows of so many bytes are fetched ahead: shorter ones the processor foresees itself, longer ones would not stay.
 AHEAD_BYTES = (1 << 10, 1 << 17)
+# Passes over rows that cost so little wait for what they gather.
+SHORT_PASS = 4
 # How many rows are a unit of work where each is written while the next one is read, and how many units there must be.
 UNIT_ROWS = (32, 16, 8)
 FEWEST_UNITS = 64
@@ -71,7 +73,9 @@ def schedule(kernel: Kernel, anchor: Anchor, target: Target, choice: Choice | No
         case Anchor.ROWS:
             single = single_elements(kernel)
             kernel = apply(kernel, single)
-            fused = (*fused, *single)
+            apart = elements_apart(kernel)
+            kernel = apply(kernel, apart)
+            fused = (*fused, *single, *apart)
             done = [_applied(kernel, _row_steps(kernel, target))]
         case Anchor.CONTRACT:
             done = [Scheduled(one, steps) for one, steps in schedule_contract(kernel, target, choice)]
@@ -292,6 +296,8 @@ def _row_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
         lanes = ROW_BYTES // itemsize
         if extent >= 4 * lanes:
             lanes *= 2
+        if extent >= 4 * lanes and len(passes) > 2 and all(_waits(f.body) for f in passes if f.loop.name == name):
+            lanes *= 2
         steps += [Split(name, lanes), Vectorize(f"{name}.1", lanes)]
     steps += _streams(kernel, steps, target)
     streamed = {step.buffer for step in steps if isinstance(step, Stream)}
@@ -306,6 +312,12 @@ def _row_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     if streaming == passes[-1:] and bytes_of_row <= AHEAD_BYTES[1] and (late := _overlapped(kernel, steps, outer)):
         return (*steps, *late)
     return (*steps, Parallel(outer[0].loop.name)) if outer else tuple(steps)
+
+
+def _waits(body: Body) -> bool:
+    """Whether the extrema a pass gathers take longer than anything else in it, one after the other."""
+    gathered = [s for s in body if isinstance(s, Accumulate)]
+    return bool(gathered) and _cost(body) <= SHORT_PASS and all(s.combine in ("max", "min") for s in gathered)
 
 
 def _overlapped(kernel: Kernel, steps: Sequence[Step], outer: Sequence[For]) -> tuple[Step, ...]:

@@ -1,4 +1,4 @@
-"""Sums over a row to which one element alone adds something: that element is read where it stands."""
+"""Places that an index names in a row: the one element is computed apart, and the loop need not look for it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from codegen.loop import (
     Init,
     Kernel,
     Let,
+    Load,
     Stmt,
+    Store,
     defined,
     finishes,
     loops_of,
     map_indices,
     renamed,
+    replace_loops,
     statements_of,
     used,
     without_dead,
@@ -28,6 +31,8 @@ from symgrad.record import record, replace
 
 # Integers of so many bits have a value for every place of a row.
 WIDE_BITS = 32
+# Rows of so many elements are worth computing one of them apart.
+LONG_ROW = 128
 
 
 @record
@@ -39,6 +44,18 @@ class Single:
 
     loop: str
     sum: str
+
+
+@record
+class Apart:
+    """Compute what a row holds at the one place where a choice in `loop` is for its first value by itself.
+
+    `choice` is `where(loop == place, first, second)`, and the place is checked to be inside of the loop's range. The
+    loop has the second value everywhere; what follows from the first is computed before it and stored after it.
+    """
+
+    loop: str
+    choice: str
 
 
 def single_elements(kernel: Kernel) -> tuple[Single, ...]:
@@ -67,13 +84,9 @@ def take_single(kernel: Kernel, step: Single) -> Kernel:
     place, element, zero = found
 
     def element_alone(finish: Finish) -> Body:
-        wanted, chain = {element}, list[Stmt]()
-        for s in reversed(inside):
-            if defined(s) in wanted:
-                chain.insert(0, s)
-                wanted.update(used(s))
+        chain = _chain(inside, {element})
         own = {name: f"{name}_{step.sum}" for s in chain if (name := defined(s)) is not None}
-        at_place = map_indices(tuple(chain), lambda index: index.substitute({step.loop: variable(place)}))
+        at_place = map_indices(chain, lambda index: index.substitute({step.loop: variable(place)}))
         # What the others add makes -0 to 0.
         sums = Let(finish.name, "add", (own.get(element, element), zero), finish.dtype)
         return (*renamed(at_place, own), sums)
@@ -93,6 +106,91 @@ def take_single(kernel: Kernel, step: Single) -> Kernel:
     return replace(kernel, body=without_dead(change(kernel.body)), locals=kept)
 
 
+def elements_apart(kernel: Kernel) -> tuple[Apart, ...]:
+    """A step for one choice in each loop of a naive kernel that can be made apart: places of two may be the same."""
+    found: dict[str, Apart] = {}
+    for loop in loops_of(kernel.body):
+        for s in loop.body:
+            if isinstance(s, Let) and loop.loop.extent >= LONG_ROW and _changed(kernel, loop, s):
+                found.setdefault(loop.loop.name, Apart(loop.loop.name, s.name))
+    return tuple(found.values())
+
+
+def take_apart(kernel: Kernel, step: Apart) -> Kernel:
+    """The kernel with the element computed apart. ValueError where it cannot be."""
+
+    def change(loop: For) -> Body:
+        choice = next((s for s in loop.body if isinstance(s, Let) and s.name == step.choice), None)
+        stores = () if choice is None else _changed(kernel, loop, choice)
+        place = None if choice is None else _place(kernel, loop, choice)
+        if choice is None or place is None or not stores:
+            raise ValueError(f"apart: {step.choice} is not a choice by a place in {step.loop}")
+        _, first, second = choice.args
+        others = tuple(s for s in loop.body if s is not choice)
+        chain = _chain(others, {s.value for s in stores})
+        own = {name: f"{name}_{step.choice}" for s in chain if (name := defined(s)) is not None}
+        own[step.choice] = first
+        there = {step.loop: variable(place)}
+        before, after = (
+            renamed(map_indices(body, lambda index: index.substitute(there)), own) for body in (chain, stores)
+        )
+        return (*before, For(loop.loop, renamed(others, {step.choice: second})), *after)
+
+    return replace(kernel, body=without_dead(replace_loops(kernel.body, step.loop, change)))
+
+
+def _changed(kernel: Kernel, loop: For, choice: Let) -> tuple[Store, ...]:
+    """The stores of a loop that a choice by a place changes, if nothing else but values changes with it."""
+    if _place(kernel, loop, choice) is None:
+        return ()
+    inside = {name for s in loop.body if (name := defined(s)) is not None}
+    changed = {choice.name}
+    stores: list[Store] = []
+    for s in loop.body:
+        if not changed & set(used(s)):
+            continue
+        if isinstance(s, Store):
+            stores.append(s)
+        elif isinstance(s, Let) and s.op != "check_index":
+            changed.add(s.name)
+        else:
+            return ()
+    written = {s.buffer for s in loop.body if isinstance(s, Store)}
+    chain = _chain(loop.body, {s.value for s in stores})
+    is_read = any(isinstance(s, Load) and s.buffer in written for s in chain)
+    return () if is_read or inside & set(choice.args[1:]) else tuple(stores)
+
+
+def _chain(body: Body, values: set[str]) -> Body:
+    """The statements of a body that values come from."""
+    wanted, chain = set(values), list[Stmt]()
+    for s in reversed(body):
+        if defined(s) in wanted:
+            chain.append(s)
+            wanted.update(used(s))
+    return tuple(reversed(chain))
+
+
+def _place(kernel: Kernel, loop: For, choice: Let) -> str | None:
+    """The place at which a choice is for its first value, and nowhere else in a loop."""
+    if choice.op != "where" or loop.loop.start or any(isinstance(s, For) for s in loop.body):
+        return None
+    inside = {name: s for s in loop.body if (name := defined(s)) is not None}
+    around = {s.name: s for s in statements_of(kernel.body) if isinstance(s, Let) and s.name not in inside}
+    equal = inside.get(choice.args[0])
+    if not isinstance(equal, Let) or equal.op != "equal":
+        return None
+    for place, index in (equal.args, equal.args[::-1]):
+        counted, check = inside.get(index), around.get(place)
+        if not isinstance(counted, Index) or counted.index != variable(loop.loop.name):
+            continue
+        if check is None or check.op != "check_index" or check.dtype.bits < WIDE_BITS:
+            continue
+        if dict(check.attrs)["extent"] == loop.loop.extent:
+            return place
+    return None
+
+
 def _bodies(body: Body) -> Iterator[Body]:
     yield body
     for stmt in loops_of(body):
@@ -101,26 +199,16 @@ def _bodies(body: Body) -> Iterator[Body]:
 
 def _single(kernel: Kernel, loop: For, stmt: Accumulate) -> tuple[str, str, str] | None:
     """The place of the only element of a loop that adds to a sum, the element, and the 0 in its stead elsewhere."""
-    inside = {name: s for s in loop.body if (name := defined(s)) is not None}
-    around = {s.name: s for s in statements_of(kernel.body) if isinstance(s, Let) and s.name not in inside}
-    chosen = inside.get(stmt.args[0])
-    if stmt.combine != "sum" or stmt.name is not None or not (isinstance(chosen, Let) and chosen.op == "where"):
+    chosen = next((s for s in loop.body if defined(s) == stmt.args[0]), None)
+    if stmt.combine != "sum" or stmt.name is not None or not isinstance(chosen, Let):
         return None
-    condition, element, zero = chosen.args
-    equal = inside.get(condition)
-    if not isinstance(equal, Let) or equal.op != "equal" or not _is_zero(around.get(zero)):
+    place = _place(kernel, loop, chosen)
+    if place is None or not _is_zero(chosen.args[2], kernel):
         return None
-    for place, index in (equal.args, equal.args[::-1]):
-        counted, check = inside.get(index), around.get(place)
-        if not isinstance(counted, Index) or counted.index != variable(loop.loop.name):
-            continue
-        if check is None or check.op != "check_index" or check.dtype.bits < WIDE_BITS:
-            continue
-        if dict(check.attrs)["extent"] == loop.loop.extent and not loop.loop.start:
-            return place, element, zero
-    return None
+    return place, chosen.args[1], chosen.args[2]
 
 
-def _is_zero(stmt: Let | None) -> bool:
-    """Whether a statement names the constant 0, and not -0."""
-    return stmt is not None and stmt.op == "const" and not any(dict(stmt.attrs)["value"].array.tobytes())
+def _is_zero(name: str, kernel: Kernel) -> bool:
+    """Whether a value is the constant 0, and not -0."""
+    found = [s for s in statements_of(kernel.body) if isinstance(s, Let) and s.name == name and s.op == "const"]
+    return bool(found) and not any(dict(found[0].attrs)["value"].array.tobytes())

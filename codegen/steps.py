@@ -36,7 +36,7 @@ from codegen.loop import (
 )
 from codegen.overlap import Overlap, overlap
 from codegen.share import Share, apply_share
-from codegen.single import Single, take_single
+from codegen.single import Apart, Single, take_apart, take_single
 from codegen.stream import Stream, apply_stream
 from codegen.transpose import Transpose, apply_transpose
 from codegen.turn import Turn, turn
@@ -156,6 +156,7 @@ Step: TypeAlias = (
     | Keep
     | Transpose
     | Single
+    | Apart
     | Stream
     | Ahead
     | MapAhead
@@ -200,6 +201,8 @@ def _apply_one(kernel: Kernel, step: Step) -> Kernel:
             return apply_share(kernel, step)
         case Single():
             return take_single(kernel, step)
+        case Apart():
+            return take_apart(kernel, step)
         case Stream():
             return apply_stream(kernel, step)
         case Ahead():

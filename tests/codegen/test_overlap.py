@@ -12,11 +12,11 @@ from kernel_cases import WIDE, Lowered, Native, kernels_of
 import symgrad as sg
 from codegen import jit
 from codegen.interp import run
-from codegen.loop import Accumulate, Kernel, Load, statements_of
+from codegen.loop import Accumulate, Kernel, Let, Load, statements_of
 from codegen.loop_verify import verify
 from codegen.overlap import Overlap, passes_beside
 from codegen.schedule_cpu import FEWEST_UNITS
-from codegen.single import Single, single_elements
+from codegen.single import Single, elements_apart, single_elements
 from codegen.steps import Parallel, Split, Step, apply
 from codegen.stream import STREAMED_BYTES
 from symgrad.graph import Node
@@ -141,6 +141,64 @@ def test_a_sum_that_one_element_makes_up_is_that_element() -> None:
     run(low.naive, theirs)
     for a, b in zip(mine, theirs, strict=True):
         np.testing.assert_array_equal(a.view(np.int32), b.view(np.int32))
+
+
+def gradient(labels: str, extent: int, finish: Callable[[Node], Node] = lambda d: d) -> Lowered:
+    """The kernel with the gradient of a cross entropy with respect to logits."""
+    g = sg.Graph()
+    x, t = g.input("x", (ROWS, extent)), g.input("t", (ROWS,), labels)
+    loss = sg.mean(sg.nn.softmax_cross_entropy(x, t))
+    program = optimize(Program(g, (x, t), (finish(sg.grad(loss, x)),), ()), "infer", {})
+    return next(low for low in kernels_of(program, WIDE) if low.group.anchor.value == "rows")
+
+
+@pytest.mark.parametrize("finish", [lambda d: d, lambda d: -d * d], ids=["alone", "further"])
+def test_an_element_that_is_chosen_by_its_place_is_computed_apart(finish: Callable[[Node], Node]) -> None:
+    extent = 200
+    low = gradient("int32", extent, finish)
+    (apart,) = elements_apart(low.naive)
+    assert apart in low.scheduled[0].steps
+    kernel = apply(low.naive, [apart])
+    verify(kernel)
+    assert not any(isinstance(s, Let) and s.op in ("where", "equal") for s in statements_of(kernel.body))
+    rng = np.random.default_rng(6)
+    given = {
+        "float32": rng.standard_normal(ROWS * extent).astype(np.float32) * 50,
+        "int32": rng.integers(-extent, extent, ROWS).astype(np.int32),
+    }
+    mine, theirs = (
+        [given[b.dtype.name].copy() if not b.written else np.zeros(b.size, np.float32) for b in k.params]
+        for k in (kernel, low.naive)
+    )
+    run(kernel, mine)
+    run(low.naive, theirs)
+    for a, b in zip(mine, theirs, strict=True):
+        np.testing.assert_array_equal(a.view(np.int32), b.view(np.int32))
+
+
+def test_elements_are_not_computed_apart_where_more_depends_on_them() -> None:
+    assert not elements_apart(gradient("int32", 100).naive)
+    assert not elements_apart(gradient("int8", 300).naive)
+    # A sum over the row takes the element too.
+    assert not elements_apart(gradient("int32", 200, lambda d: sg.sum(d * d, axis=1)).naive)
+
+
+def test_one_choice_in_a_loop_is_made_apart() -> None:
+    """Of two labels that may be one class: an average of two cross entropies."""
+    extent = 200
+    g = sg.Graph()
+    x, t, u = g.input("x", (ROWS, extent)), g.input("t", (ROWS,), "int32"), g.input("u", (ROWS,), "int32")
+    loss = sg.mean(sg.nn.softmax_cross_entropy(x, t) + sg.nn.softmax_cross_entropy(x, u))
+    f = sg.compile([x, t, u], sg.grad(loss, x), threads=1)
+    rng = np.random.default_rng(7)
+    values = rng.standard_normal((ROWS, extent)).astype(np.float32)
+    first, second = rng.integers(0, extent, (2, ROWS)).astype(np.int32)
+    second[::2] = first[::2]
+    exact = np.exp(values.astype(np.float64))
+    wanted = 2 * exact / exact.sum(axis=1, keepdims=True)
+    for labels in (first, second):
+        wanted[np.arange(ROWS), labels] -= 1
+    np.testing.assert_allclose(f(values, first, second), wanted / ROWS, rtol=1e-5, atol=1e-8)
 
 
 def test_places_that_could_stand_for_two_elements_are_summed() -> None:
