@@ -70,7 +70,7 @@ _where: Callable[[Array], int] = id if _OBJECTS else _address
 
 @record
 class Launchable:
-    """A work with its machine code, whether workers meet before it, and what keeps the code mapped."""
+    """A task with its machine code, whether workers meet before it, and what keeps the code mapped."""
 
     task: Task
     address: int

@@ -76,17 +76,21 @@ class Assembly:
     def begin(self, kernel: Kernel) -> None:
         """Make the code of a kernel, unless it stands or is being made."""
         name = self._name(kernel)
-        if name in self._found or name in self._objects or name in self._numbers:
-            return
-        if (stands := self._store.compiled.get(name)) is not None:
-            self._found[name] = stands
-            return
-        if self._stands(name):
+        if self._has(name):
             return
         module = module_text([emit(kernel, name, self._target)], self._target)
         if self._tell is not None:
             self._tell("llvm", module)
         self._numbers[name] = self._batch.add(module)
+
+    def _has(self, name: str) -> bool:
+        """Whether a kernel's code stands, is in the cache, or is being made."""
+        if name in self._found or name in self._objects or name in self._numbers:
+            return True
+        if (made := self._store.compiled.get(name)) is not None:
+            self._found[name] = made
+            return True
+        return self._stands(name)
 
     def _stands(self, name: str, options: str = "") -> bool:
         """Whether the object is in the cache; it is taken from there then."""
@@ -108,13 +112,8 @@ class Assembly:
 
     def recall(self, code: Sequence[tuple[str, int]]) -> list[Compiled] | None:
         """The code of kernels by name and bytes of scratch memory, if it stands or is in the cache."""
-        for name, _ in code:
-            if name in self._found or name in self._objects:
-                continue
-            if (stands := self._store.compiled.get(name)) is not None:
-                self._found[name] = stands
-            elif not self._stands(name):
-                return None
+        if not all(self._has(name) for name, _ in code):
+            return None
         self._collect()
         self._link(dict(code))
         return [self._found[name] for name, _ in code]
