@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from codegen.affine import Affine, variable
@@ -183,6 +183,12 @@ def shared_in(stmt: For) -> list[For]:
     return [s for s in stmt.body if isinstance(s, For) and s.loop.bind is Bind.SHARED]
 
 
+def run_on(loops: Sequence[For]) -> bool:
+    """Whether loops begin where the one before ends, the first at 0."""
+    ends = [0, *(s.loop.start + s.loop.extent for s in loops)]
+    return all(s.loop.start == end for s, end in zip(loops, ends, strict=False))
+
+
 def parts_of(stmt: For) -> int:
     """How many units an iteration of a parallel or shared loop consists of: those of the shared loops in it, or one."""
     return sum(one.loop.extent * parts_of(one) for one in shared_in(stmt)) or 1
@@ -307,6 +313,16 @@ def used(stmt: Stmt) -> list[str]:
         for index in indices_of((stmt,)):
             names += [name for name, _ in index.terms]
     return names
+
+
+def chain(stmts: Sequence[Stmt], values: Collection[str]) -> Body:
+    """The statements that compute values, in order."""
+    wanted, found = set(values), list[Stmt]()
+    for stmt in reversed(stmts):
+        if defined(stmt) in wanted:
+            found.append(stmt)
+            wanted.update(used(stmt))
+    return tuple(reversed(found))
 
 
 def renamed(body: Body, names: Mapping[str, str]) -> Body:

@@ -27,6 +27,7 @@ from codegen.loop import (
     Store,
     Within,
     loops_of,
+    run_on,
     shared_in,
     statements_of,
 )
@@ -195,8 +196,7 @@ class _Verifier:
         for one in statements_of(before):
             if isinstance(one, Store) and self._buffer(one, one.buffer).space is Space.GLOBAL:
                 _fail(one, "several workers do what stands before shared loops: it may store to their own memory only")
-        ends = [0, *(s.loop.start + s.loop.extent for s in shared)]
-        if any(s.loop.start != end for s, end in zip(shared, ends, strict=False)):
+        if not run_on(shared):
             _fail(stmt, "shared loops must run on where the one before ends")
 
     def _vector_loop(self, stmt: For) -> None:

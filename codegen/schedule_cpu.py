@@ -11,7 +11,7 @@ from codegen.group import Anchor
 from codegen.loop import Accumulate, Bind, Body, For, Kernel, Let, Load, Loop, Store, loops_of
 from codegen.overlap import Overlap, passes_beside
 from codegen.schedule_contract import innermost, schedule_contract, shared
-from codegen.share import serial, sharing
+from codegen.share import divided, serial
 from codegen.single import elements_apart, single_elements
 from codegen.steps import Distribute, Fuse, Parallel, Split, Step, Unroll, Vectorize, apply, can_fuse
 from codegen.stream import Stream, apply_stream, large_results
@@ -95,8 +95,8 @@ def _divided(kernel: Kernel, steps: tuple[Step, ...], divides: bool) -> Schedule
     divides = divides and not any(isinstance(step, Overlap) for step in steps)
     if not divides or kernel.units >= FEW_UNITS or estimated_ns(kernel) < kernel.units * LONG_UNIT_NS:
         return Scheduled(kernel, steps)
-    more = sharing(kernel, FEW_UNITS)
-    return Scheduled(apply(kernel, more), (*steps, *more))
+    kernel, more = divided(kernel, FEW_UNITS)
+    return Scheduled(kernel, (*steps, *more))
 
 
 def contraction_choices(kernel: Kernel, target: Target) -> tuple[Choice, ...]:

@@ -11,9 +11,9 @@ from codegen.loop import (
     Init,
     Kernel,
     Load,
-    Loop,
     Space,
     Store,
+    run_on,
     shared_in,
     statements_of,
 )
@@ -32,24 +32,25 @@ class Share:
     loop: str
 
 
-def sharing(kernel: Kernel, units: int) -> tuple[Share, ...]:
-    """Steps that divide the iterations of parallel loops, and what divides them, until there are so many units."""
-    steps: list[Share] = []
-    more = 0  # steps after which there are more units than before
+def divided(kernel: Kernel, units: int) -> tuple[Kernel, tuple[Share, ...]]:
+    """The kernel with iterations of parallel loops divided, and what divides them, until there are so many units.
+
+    Beside it the steps that made it so.
+    """
+    best, steps, level = (kernel, ()), (), [s for s in kernel.body if isinstance(s, For)]
     while kernel.units < units and len(steps) < DIVIDED_LEVELS:
-        level = [s for s in kernel.body if isinstance(s, For)]
-        for _ in steps:
-            level = [inner for one in level for inner in shared_in(one)]
         names = {(one.loop.name, _dividing(one, kernel)) for one in level}
         outer, name = names.pop()
         if name is None or names:
             break
-        steps.append(Share(outer, name))
-        divided = apply_share(kernel, steps[-1])
-        if divided.units > kernel.units:
-            more = len(steps)
-        kernel = divided
-    return tuple(steps[:more])
+        steps = (*steps, Share(outer, name))
+        kernel = apply_share(kernel, steps[-1])
+        if kernel.units > best[0].units:
+            best = kernel, steps
+        level = [s for s in kernel.body if isinstance(s, For)]
+        for _ in steps:
+            level = [inner for one in level for inner in shared_in(one)]
+    return best
 
 
 def apply_share(kernel: Kernel, step: Share) -> Kernel:
@@ -86,19 +87,15 @@ def _dividing(stmt: For, kernel: Kernel) -> str | None:
     first = next(k for k, s in enumerate(loops) if s.loop.name == name)
     before, inside = loops[:first], loops[first:]
     # Sums have loops with other names: iterations over places in a result do not depend on each other.
-    if not name.startswith("d") or any(s.loop.name != name for s in inside) or not _is_row([s.loop for s in inside]):
+    if not name.startswith("d") or any(s.loop.name != name or s.loop.bind is not Bind.SERIAL for s in inside):
+        return None
+    if not run_on(inside):
         return None
     params = {b.name for b in kernel.params}
     kept = {b.name for b in kernel.locals if b.space is not Space.SCRATCH}
     if _stored(before) & params or _buffers(before) & _buffers(inside) & kept or _stored(inside) & _buffers(before):
         return None
     return name
-
-
-def _is_row(loops: list[Loop]) -> bool:
-    """Whether serial loops run on where the one before ends, from 0."""
-    ends = [0, *(one.start + one.extent for one in loops)]
-    return all(one.start == end and one.bind is Bind.SERIAL for one, end in zip(loops, ends, strict=False))
 
 
 def _buffers(loops: list[For]) -> set[str]:

@@ -17,12 +17,14 @@ from codegen.loop import (
     Load,
     Stmt,
     Store,
+    chain,
     defined,
     finishes,
     loops_of,
     map_indices,
     renamed,
     replace_loops,
+    replace_statements,
     statements_of,
     used,
     without_dead,
@@ -84,26 +86,20 @@ def take_single(kernel: Kernel, step: Single) -> Kernel:
     place, element, zero = found
 
     def element_alone(finish: Finish) -> Body:
-        chain = _chain(inside, {element})
-        own = {name: f"{name}_{step.sum}" for s in chain if (name := defined(s)) is not None}
-        at_place = map_indices(chain, lambda index: index.substitute({step.loop: variable(place)}))
+        alone = chain(inside, {element})
+        own = {name: f"{name}_{step.sum}" for s in alone if (name := defined(s)) is not None}
+        at_place = map_indices(alone, lambda index: index.substitute({step.loop: variable(place)}))
         # What the others add makes -0 to 0.
         sums = Let(finish.name, "add", (own.get(element, element), zero), finish.dtype)
         return (*renamed(at_place, own), sums)
 
-    def change(body: Body) -> Body:
-        out: list[Stmt] = []
-        for s in body:
-            if isinstance(s, For):
-                out.append(For(s.loop, change(s.body)))
-            elif isinstance(s, Finish) and finishes(s, step.sum):
-                out += element_alone(s)
-            elif not (isinstance(s, Init | Accumulate) and s.buffer == step.sum):
-                out.append(s)
-        return tuple(out)
+    def change(s: Stmt) -> Body:
+        if isinstance(s, Finish) and finishes(s, step.sum):
+            return element_alone(s)
+        return () if isinstance(s, Init | Accumulate) and s.buffer == step.sum else (s,)
 
     kept = tuple(b for b in kernel.locals if b.name != step.sum)
-    return replace(kernel, body=without_dead(change(kernel.body)), locals=kept)
+    return replace(kernel, body=without_dead(replace_statements(kernel.body, change)), locals=kept)
 
 
 def elements_apart(kernel: Kernel) -> tuple[Apart, ...]:
@@ -127,12 +123,12 @@ def take_apart(kernel: Kernel, step: Apart) -> Kernel:
             raise ValueError(f"apart: {step.choice} is not a choice by a place in {step.loop}")
         _, first, second = choice.args
         others = tuple(s for s in loop.body if s is not choice)
-        chain = _chain(others, {s.value for s in stores})
-        own = {name: f"{name}_{step.choice}" for s in chain if (name := defined(s)) is not None}
+        alone = chain(others, {s.value for s in stores})
+        own = {name: f"{name}_{step.choice}" for s in alone if (name := defined(s)) is not None}
         own[step.choice] = first
         there = {step.loop: variable(place)}
         before, after = (
-            renamed(map_indices(body, lambda index: index.substitute(there)), own) for body in (chain, stores)
+            renamed(map_indices(body, lambda index: index.substitute(there)), own) for body in (alone, stores)
         )
         return (*before, For(loop.loop, renamed(others, {step.choice: second})), *after)
 
@@ -156,19 +152,9 @@ def _changed(kernel: Kernel, loop: For, choice: Let) -> tuple[Store, ...]:
         else:
             return ()
     written = {s.buffer for s in loop.body if isinstance(s, Store)}
-    chain = _chain(loop.body, {s.value for s in stores})
-    is_read = any(isinstance(s, Load) and s.buffer in written for s in chain)
+    alone = chain(loop.body, {s.value for s in stores})
+    is_read = any(isinstance(s, Load) and s.buffer in written for s in alone)
     return () if is_read or inside & set(choice.args[1:]) else tuple(stores)
-
-
-def _chain(body: Body, values: set[str]) -> Body:
-    """The statements of a body that values come from."""
-    wanted, chain = set(values), list[Stmt]()
-    for s in reversed(body):
-        if defined(s) in wanted:
-            chain.append(s)
-            wanted.update(used(s))
-    return tuple(reversed(chain))
 
 
 def _place(kernel: Kernel, loop: For, choice: Let) -> str | None:

@@ -18,6 +18,7 @@ from codegen.loop import (
     Space,
     Stmt,
     Store,
+    chain,
     defined,
     replace_loops,
     replace_statements,
@@ -46,16 +47,9 @@ class Contraction:
         names = {loop.name for loop in (*self.outer, *self.inner)}
         return {n for stmt in self.chain(factor) for n in used(stmt) if n in names}
 
-    def chain(self, value: str) -> tuple[Stmt, ...]:
+    def chain(self, value: str) -> Body:
         """The statements that compute a value, in order."""
-        needed: set[str] = set()
-        stack = [value]
-        while stack:
-            name = stack.pop()
-            if name in self.defs and name not in needed:
-                needed.add(name)
-                stack.extend(used(self.defs[name]))
-        return tuple(stmt for name, stmt in self.defs.items() if name in needed)
+        return chain(tuple(self.defs.values()), {value})
 
     def load(self, factor: str) -> Load | None:
         """The load that is the whole factor, if it is no more than that."""
