@@ -24,6 +24,7 @@ from codegen.loop import (
     Stmt,
     Store,
     Within,
+    loops_of,
     parts_of,
     shared_in,
     statements_of,
@@ -36,6 +37,8 @@ from symgrad.errors import CompileError
 from symgrad.record import record
 from symgrad.types import bool_
 
+# No memory is touched, and what was read before counts as unknown.
+_MEMORY_FENCE = '"", "~{memory}"'
 SIGNATURE = "(ptr noalias %slots, ptr noalias %args, i64 %begin, i64 %end, ptr noalias %scratch, ptr noalias %status)"
 
 
@@ -217,14 +220,29 @@ class _Emitter(Writer):
 
     @contextmanager
     def _where(self, flag: str, name: str) -> Generator[None]:
-        """What is spelled in this context runs where the flag holds; nothing remembered in it is known later."""
+        """What is spelled in this context runs where the flag holds; nothing remembered in it is known later.
+
+        Accumulators that it changes are as before where the flag does not hold.
+        """
         level = self.levels[-1]
+        came, before = level.label, dict(self.registers)
         level.lines += [f"br i1 {flag}, label %{name}pre, label %{name}skip", f"{name}pre:"]
         memo, tiles = level.memo, self.tiles
         level.label, level.memo, self.tiles = f"{name}pre", {}, {}
         yield
         level.lines += [f"br label %{name}skip", f"{name}skip:"]
+        for key, old in before.items():
+            pairs = zip(old, self.registers[key], strict=True)
+            self.registers[key] = tuple(self._either(value, came, new) for value, new in pairs)
         level.label, level.memo, self.tiles = f"{name}skip", memo, tiles
+
+    def _either(self, value: Value, came: str, new: Value) -> Value:
+        """The value as it was in the block `came`, or as it is in the block that ends here."""
+        if new.text == value.text:
+            return value
+        level, name, kind = self.levels[-1], self.b.fresh(), llvm_type(value.dtype, value.lanes)
+        level.lines.append(f"{name} = phi {kind} [ {value.text}, %{came} ], [ {new.text}, %{level.label} ]")
+        return value._replace(text=name)
 
     def _body(self, body: Body) -> None:
         for stmt in body:
@@ -262,7 +280,11 @@ class _Emitter(Writer):
             case Bind.VECTOR:
                 self._vector(stmt)
             case Bind.UNROLL:
+                apart = any(f.loop.skip is not None for f in loops_of(stmt.body))
                 for value in range(loop.start, loop.start + loop.extent):
+                    if apart and value > loop.start:
+                        # What one term reads would be kept for the next one, in registers that sums need.
+                        self.levels[-1].lines.append(f"call void asm sideeffect {_MEMORY_FENCE}()")
                     self._once(stmt, value)
             case Bind.SERIAL if loop.extent == 1:
                 self._once(stmt, loop.start)
@@ -273,8 +295,30 @@ class _Emitter(Writer):
 
     def _once(self, stmt: For, value: int) -> None:
         self.variables[stmt.loop.name] = Variable(start=value, depth=0)
-        self._body(stmt.body)
+        self._iteration(stmt)
         del self.variables[stmt.loop.name]
+
+    def _iteration(self, stmt: For) -> None:
+        """The body of a loop for one value of its variable, in a branch where it may be left out."""
+        skip = stmt.loop.skip
+        if skip is None:
+            self._body(stmt.body)
+            return
+        ranges = {name: (v.start, v.start + v.extent - 1) for name, v in self.variables.items()}
+        spans = [(one, one.range(ranges)) for one in skip.guard]
+        unsure = tuple(one for one, span in spans if span is None or span[0] < 0)
+        if not unsure:
+            self._body(stmt.body)
+            return
+        counts = self.named[skip.unless]
+        if all(span is None or span[1] >= 0 for _, span in spans):
+            within = self.within(unsure)
+            value = self.b.bit_or(within.value, counts.value)
+            depth = self.place(max(within.depth, counts.depth), 1)
+            self.flush(depth)
+            counts = Named(value, depth)
+        with self._where(counts.value.text, self._label("s")):
+            self._body(stmt.body)
 
     def _vector(self, stmt: For) -> None:
         loop = stmt.loop
@@ -305,9 +349,11 @@ class _Emitter(Writer):
             self.registers[key] = tuple(v._replace(text=n) for v, n in zip(acc, names, strict=True))
         inner = Level(k)
         self.levels.append(inner)
-        self.variables[stmt.loop.name] = Variable(register=f"%{k}i", depth=len(self.levels) - 1)
+        self.variables[stmt.loop.name] = Variable(
+            stmt.loop.start, f"%{k}i", depth=len(self.levels) - 1, extent=stmt.loop.extent
+        )
         if body is None:
-            self._body(stmt.body)
+            self._iteration(stmt)
         else:
             body()
         del self.variables[stmt.loop.name]

@@ -119,7 +119,9 @@ class _Machine:
             return
         for value in values:
             self.loops[loop.name] = value
-            self.body(stmt.body)
+            skip = loop.skip
+            if skip is None or self._within(skip.guard).all() or self.names[skip.unless].any():
+                self.body(stmt.body)
 
     def _units(self, stmt: For, values: range) -> None:
         """Every unit of a parallel loop by itself: of the shared loops in it one iteration, and what stands before."""

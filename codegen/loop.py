@@ -42,6 +42,17 @@ class Buffer:
 
 
 @record
+class Skip:
+    """Where iterations that only add to sums add nothing: where a guard is negative, unless a truth value says no.
+
+    They may be left out there.
+    """
+
+    guard: tuple[Affine, ...]
+    unless: str
+
+
+@record
 class Loop:
     """A variable that runs from `start` over `extent` values. A vector loop has `lanes` >= extent."""
 
@@ -50,6 +61,7 @@ class Loop:
     start: int = 0
     bind: Bind = Bind.SERIAL
     lanes: int = 0
+    skip: Skip | None = None
 
 
 @record
@@ -204,6 +216,8 @@ def _map_stmt(stmt: Stmt, change: Callable[[Affine], Affine]) -> Stmt:
         case Let():
             return stmt
         case For(loop, body):
+            if loop.skip is not None:
+                loop = replace(loop, skip=replace(loop.skip, guard=tuple(map(change, loop.skip.guard))))
             return For(loop, map_indices(body, change))
         case Load():
             return replace(stmt, index=change(stmt.index), guard=tuple(map(change, stmt.guard)))
@@ -290,6 +304,12 @@ def checks_index(kernel: Kernel) -> bool:
     return any(isinstance(s, Let) and s.op == "check_index" for s in statements_of(kernel.body))
 
 
+def is_zero(name: str, kernel: Kernel) -> bool:
+    """Whether a value is the constant 0, and not -0."""
+    found = [s for s in statements_of(kernel.body) if isinstance(s, Let) and s.name == name and s.op == "const"]
+    return bool(found) and not any(dict(found[0].attrs)["value"].array.tobytes())
+
+
 def finishes(stmt: Stmt, buffer: str) -> bool:
     """Whether a statement names what was accumulated in a buffer."""
     return isinstance(stmt, Finish) and stmt.buffer == buffer
@@ -335,7 +355,8 @@ def renamed(body: Body, names: Mapping[str, str]) -> Body:
     def one(stmt: Stmt) -> Stmt:
         match stmt:
             case For(loop, inner):
-                return For(replace(loop, name=new(loop.name)), tuple(map(one, inner)))
+                skip = None if loop.skip is None else replace(loop.skip, unless=new(loop.skip.unless))
+                return For(replace(loop, name=new(loop.name), skip=skip), tuple(map(one, inner)))
             case Let():
                 return replace(stmt, name=new(stmt.name), args=tuple(map(new, stmt.args)))
             case Index() | Within():
@@ -358,6 +379,7 @@ def without_dead(body: Body) -> Body:
     while True:
         wanted: set[str | None] = {None, *(name for stmt in statements_of(body) for name in used(stmt))}
         wanted |= {s.name for s in statements_of(body) if isinstance(s, Let) and s.op == "check_index"}
+        wanted |= {f.loop.skip.unless for f in loops_of(body) if f.loop.skip is not None}
         smaller = replace_statements(body, lambda s, wanted=wanted: (s,) if defined(s) in wanted else ())
         if smaller == body:
             return body

@@ -38,7 +38,8 @@ def _body_lines(body: Body, indent: str) -> Iterator[str]:
             loop = stmt.loop
             bind = "" if loop.bind is Bind.SERIAL else f" {loop.bind.value}"
             lanes = f"({loop.lanes})" if loop.lanes else ""
-            yield f"{indent}for {loop.name} in {loop.start}..{loop.start + loop.extent}{bind}{lanes}:"
+            skip = "" if loop.skip is None else f"{_guard_text(loop.skip.guard)} or {loop.skip.unless}"
+            yield f"{indent}for {loop.name} in {loop.start}..{loop.start + loop.extent}{bind}{lanes}{skip}:"
             yield from _body_lines(stmt.body, indent + "  ")
         else:
             yield indent + _stmt_text(stmt)

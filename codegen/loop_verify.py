@@ -22,6 +22,7 @@ from codegen.loop import (
     Let,
     Load,
     Loop,
+    Skip,
     Space,
     Stmt,
     Store,
@@ -173,6 +174,8 @@ class _Verifier:
             self.stored -= {b.name for b in self.kernel.locals}
         self.loops[loop.name] = loop
         self.ranges[loop.name] = (loop.start, loop.start + loop.extent - 1)
+        if loop.skip is not None:
+            self._skip(stmt, loop.skip)
         for inner in stmt.body:
             self._stmt(inner)
         del self.loops[loop.name], self.ranges[loop.name]
@@ -188,6 +191,19 @@ class _Verifier:
         if self.scheduled and repeats and self.open != before:
             changed = sorted({buffer for buffer, _ in self.open ^ before})
             _fail(stmt, f"the loop opens or finishes {', '.join(changed)} for what is outside of it")
+
+    def _skip(self, stmt: For, skip: Skip) -> None:
+        """What may be left out does nothing but add to sums, and all lanes leave out the same."""
+        if not skip.guard or stmt.loop.bind not in (Bind.SERIAL, Bind.UNROLL) or self.vector is not None:
+            _fail(stmt, "iterations cannot be left out")
+        for one in skip.guard:
+            self._variables(stmt, one)
+        unless = self._known(stmt, skip.unless)
+        if unless.dtype is not bool_ or unless.varies or any(map(self._varies, skip.guard)):
+            _fail(stmt, f"{skip.unless} is {unless.dtype}, or not the same in all lanes")
+        for one in statements_of(stmt.body):
+            if not isinstance(one, Accumulate | Load | Let | Index | Within | Fetch):
+                _fail(one, f"iterations of {stmt.loop.name} may be left out, and this is more than a sum")
 
     def _divided(self, stmt: For, shared: list[For]) -> None:
         before = stmt.body[: -len(shared)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from codegen.ahead import StripAhead
 from codegen.costs import COSTS
 from codegen.frame import ROW_GROUP, Frame, epilogue, frame_of, is_one_row, passed_arrays
 from codegen.loop import For, Kernel, Let, Loop, loops_of
+from codegen.padding import LeaveOut, Note, Padding, can_note
 from codegen.stage import (
     Contraction,
     Panel,
@@ -31,6 +34,7 @@ from codegen.tiling import (
     tiling_of,
 )
 from codegen.turn import Turn
+from symgrad.types import float32, float64
 
 # Instructions of an epilogue, written out for every accumulator, from which it is kept in loops.
 LONG_EPILOGUE = 300
@@ -44,13 +48,13 @@ ROW_LONGEST = 2048
 
 
 def schedule_contract(
-    kernel: Kernel, target: Target, choice: Choice | None = None
+    kernel: Kernel, target: Target, choice: Choice | None = None, padded: Mapping[str, Padding] = MappingProxyType({})
 ) -> list[tuple[Kernel, tuple[Step, ...]]]:
     """Scheduled kernels and their steps: those that pack factors where it pays, then the contraction itself.
 
     What is free is done as chosen, which is one of `choices`, else by rules. Columns that every row passes once are
     packed by each worker as a panel in its scratch memory; columns that come back for every block of rows, or for every
-    step of another loop, are packed once, before.
+    step of another loop, are packed once, before. What `padded` arrays add nothing to is left out there.
     """
     frame = frame_of(kernel, target)
     if frame is None:
@@ -63,6 +67,7 @@ def schedule_contract(
     row_factor, column_factor = frame.row_factor, frame.column_factor
     out: list[tuple[Kernel, tuple[Step, ...]]] = []
     panel: Panel | None = None
+    leaving: LeaveOut | None = None
     if tiling.pack_columns and _is_filled_once(shape, tiling, column_factor):
         kernel, panel = stage_panel(
             kernel, shape, column_factor, tiling.columns, tiling.column_block, tiling.column_tile, tiling.lanes, "panel"
@@ -70,7 +75,12 @@ def schedule_contract(
     elif tiling.pack_columns:
         staged = stage(kernel, shape, column_factor, tiling.columns, tiling.column_tile, 1, "packed_columns")
         steps = _pack_steps(staged.pack, shape, tiling.columns, tiling.column_tile, 1, tiling.lanes)
-        out.append((apply(staged.pack, steps), steps))
+        pack = apply(staged.pack, steps)
+        leaving = _leaving(frame, tiling, pack, padded)
+        if leaving is not None:
+            steps = (*steps, leaving.note)
+            pack = apply(pack, [leaving.note])
+        out.append((pack, steps))
         kernel = staged.rest
     if tiling.pack_rows and tiling.rows is not None:
         staged = stage(kernel, shape, row_factor, tiling.rows, tiling.row_tile, tiling.run, "packed_rows")
@@ -82,8 +92,28 @@ def schedule_contract(
     kernel = apply(kernel, steps)
     if panel is not None and passes:
         kernel = fetch_panel(kernel, panel, f"{tiling.rows}.0", passes)
-    out.append((fill_panel(kernel, panel) if panel is not None else kernel, steps))
+    if panel is not None:
+        kernel = fill_panel(kernel, panel)
+    if leaving is not None:
+        steps = (*steps, leaving)
+        kernel = apply(kernel, [leaving])
+    out.append((kernel, steps))
     return out
+
+
+def _leaving(frame: Frame, tiling: Tiling, pack: Kernel, padded: Mapping[str, Padding]) -> LeaveOut | None:
+    """How terms are left out that are zero since rows are padded, where columns are packed; None where they stay."""
+    load = frame.shape.load(frame.row_factor)
+    padding = padded.get(load.buffer) if load is not None and not tiling.pack_rows else None
+    dtype = frame.shape.dtype(frame.column_factor)
+    if load is None or padding is None or dtype not in (float32, float64):
+        return None
+    mine = frame.shape.loops_of(frame.column_factor)
+    size = tiling.column_tile * math.prod(one.extent for one in frame.shape.inner if one.name in mine)
+    packed = next(b.name for b in pack.params if b.written)
+    if not can_note(pack, packed, size):
+        return None
+    return LeaveOut(load.buffer, padding, Note(packed, size, f"{packed}_notes"))
 
 
 def _fetching_strips(frame: Frame, tiling: Tiling, panel: Panel) -> int:

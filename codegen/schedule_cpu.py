@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from codegen.ahead import Ahead, MapAhead
 from codegen.costs import COSTS, estimated_ns
@@ -10,6 +11,7 @@ from codegen.frame import lane_bytes
 from codegen.group import Anchor
 from codegen.loop import Accumulate, Bind, Body, For, Kernel, Let, Load, Loop, Store, loops_of
 from codegen.overlap import Overlap, passes_beside
+from codegen.padding import Padding
 from codegen.schedule_contract import innermost, schedule_contract, shared
 from codegen.share import divided, serial
 from codegen.single import elements_apart, single_elements
@@ -60,11 +62,18 @@ class Scheduled:
     steps: tuple[Step, ...]
 
 
-def schedule(kernel: Kernel, anchor: Anchor, target: Target, choice: Choice | None = None) -> tuple[Scheduled, ...]:
+def schedule(
+    kernel: Kernel,
+    anchor: Anchor,
+    target: Target,
+    choice: Choice | None = None,
+    padded: Mapping[str, Padding] = MappingProxyType({}),
+) -> tuple[Scheduled, ...]:
     """The scheduled kernels of one naive kernel, in the order they run.
 
     Several where a factor of a contraction is packed first: they share a parameter whose name starts with `packed`.
-    `choice` is one of the `contraction_choices` of a contraction, by default the first.
+    `choice` is one of the `contraction_choices` of a contraction, by default the first. `padded` says where parameters
+    are known to be 0.
     """
     fused, kernel = _fuse_loops(kernel)
     match anchor:
@@ -78,7 +87,7 @@ def schedule(kernel: Kernel, anchor: Anchor, target: Target, choice: Choice | No
             fused = (*fused, *single, *apart)
             done = [_applied(kernel, _row_steps(kernel, target))]
         case Anchor.CONTRACT:
-            done = [Scheduled(one, steps) for one, steps in schedule_contract(kernel, target, choice)]
+            done = [Scheduled(one, steps) for one, steps in schedule_contract(kernel, target, choice, padded)]
         case Anchor.SCAN | Anchor.SCAN_BACK:
             done = [_applied(kernel, _scan_steps(kernel, target))]
         case Anchor.SCATTER:

@@ -20,6 +20,7 @@ from codegen.loop import (
     chain,
     defined,
     finishes,
+    is_zero,
     loops_of,
     map_indices,
     renamed,
@@ -189,12 +190,6 @@ def _single(kernel: Kernel, loop: For, stmt: Accumulate) -> tuple[str, str, str]
     if stmt.combine != "sum" or stmt.name is not None or not isinstance(chosen, Let):
         return None
     place = _place(kernel, loop, chosen)
-    if place is None or not _is_zero(chosen.args[2], kernel):
+    if place is None or not is_zero(chosen.args[2], kernel):
         return None
     return place, chosen.args[1], chosen.args[2]
-
-
-def _is_zero(name: str, kernel: Kernel) -> bool:
-    """Whether a value is the constant 0, and not -0."""
-    found = [s for s in statements_of(kernel.body) if isinstance(s, Let) and s.name == name and s.op == "const"]
-    return bool(found) and not any(dict(found[0].attrs)["value"].array.tobytes())

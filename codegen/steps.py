@@ -35,6 +35,7 @@ from codegen.loop import (
     used,
 )
 from codegen.overlap import Overlap, overlap
+from codegen.padding import LeaveOut, Note, apply_note, leave_out
 from codegen.share import Share, apply_share
 from codegen.single import Apart, Single, take_apart, take_single
 from codegen.stream import Stream, apply_stream
@@ -162,6 +163,8 @@ Step: TypeAlias = (
     | MapAhead
     | StripAhead
     | Overlap
+    | Note
+    | LeaveOut
     | Vectorize
     | Unroll
     | Parallel
@@ -213,6 +216,10 @@ def _apply_one(kernel: Kernel, step: Step) -> Kernel:
             return fetch_strip(kernel, step)
         case Overlap():
             return overlap(kernel, step)
+        case Note():
+            return apply_note(kernel, step)
+        case LeaveOut():
+            return leave_out(kernel, step)
         case Vectorize(loop, lanes):
             return replace(kernel, body=replace_loops(kernel.body, loop, lambda f: _bound(f, Bind.VECTOR, lanes)))
         case Unroll(loop):

@@ -15,6 +15,7 @@ from codegen.group import Anchor, Group, group
 from codegen.loop import Kernel, checks_index
 from codegen.loop_print import kernel_text
 from codegen.lower import lower
+from codegen.padding import Padding, padding_of
 from codegen.plan import Work
 from codegen.schedule_cpu import schedule
 from codegen.steps import Step
@@ -89,11 +90,16 @@ def works_of(
     made: list[_Made] = []
     begun: set[int] = set()
     held = _held(lowered, {value_name(n) for n in program.roots})
+    paddings = _paddings(lowered)
     for one, like, naive in lowered:
-        parts = scheduled.get(naive.number)
-        if parts is None:
-            parts = scheduled[naive.number] = _parts(naive.kernel, one, target, chosen)
         values = {b.name: value_name(like.nodes[k]) for b, k in zip(naive.kernel.params, naive.places, strict=True)}
+        padded = {b: paddings[value] for b, value in values.items() if value in paddings}
+        if one.anchor is not Anchor.CONTRACT:
+            padded = {}
+        key = (naive.number, *sorted(padded.items(), key=lambda item: item[0]))
+        parts = scheduled.get(key)
+        if parts is None:
+            parts = scheduled[key] = _parts(naive.kernel, one, target, chosen, padded)
         made.append(_Made((one,), naive, parts, values))
         if not any(value in held for value in values.values()):
             _begin(parts, begin, begun)
@@ -262,10 +268,28 @@ def _idle_checks(program: Program) -> list[Node]:
     return [found[k] for k in sorted(found)]
 
 
-def _parts(naive: Kernel, one: Group, target: Target, chosen: Mapping[str, Choice]) -> list[_Part]:
+def _paddings(lowered: Sequence[LoweredGroup]) -> dict[str, Padding]:
+    """Where values are known to be 0, of those that maps compute."""
+    found: dict[int, dict[int, Padding]] = {}  # by naive kernel and its parameter
+    out: dict[str, Padding] = {}
+    for one, like, naive in lowered:
+        if one.anchor is not Anchor.MAP:
+            continue
+        known = found.get(naive.number)
+        if known is None:
+            written = ((k, b.name) for k, b in enumerate(naive.kernel.params) if b.written)
+            each = ((k, padding_of(naive.kernel, name)) for k, name in written)
+            known = found[naive.number] = {k: padding for k, padding in each if padding is not None}
+        out |= {value_name(like.nodes[naive.places[k]]): padding for k, padding in known.items()}
+    return out
+
+
+def _parts(
+    naive: Kernel, one: Group, target: Target, chosen: Mapping[str, Choice], padded: Mapping[str, Padding]
+) -> list[_Part]:
     """The scheduled kernels of a group; the last one computes, others pack for it."""
     choice = chosen.get(kernel_text(naive)) if chosen and one.anchor is Anchor.CONTRACT else None
-    scheduled = schedule(naive, one.anchor, target, choice)
+    scheduled = schedule(naive, one.anchor, target, choice, padded)
     work = operations(naive.body), estimated_ns(naive)
     return [
         _Part(part.kernel, tuple(part.steps), *(work if part is scheduled[-1] else (0, 0.0)), checks_index(part.kernel))

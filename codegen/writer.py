@@ -29,13 +29,17 @@ MAX_SHUFFLED = 4
 
 @record
 class Variable:
-    """What a loop variable is while its body is spelled: a number, a register, or the lanes of a vector."""
+    """What a loop variable is while its body is spelled: a number, a register, or the lanes of a vector.
+
+    It is one of the `extent` values from `start`.
+    """
 
     start: int = 0
     register: str | None = None
     lanes: int = 0
     active: int = 0
     depth: int = 0
+    extent: int = 1
 
 
 @record
