@@ -130,10 +130,12 @@ def _accesses(
 
 
 def _moved(body: Body, name: str, back: Affine) -> Body:
-    """The body with another place in a buffer wherever it is accessed."""
+    """The body with another place in a buffer wherever it is accessed; what is filled just before is not fetched."""
 
     def moved(stmt: Stmt) -> Body:
-        if isinstance(stmt, Load | Store | Fetch) and stmt.buffer == name:
+        if isinstance(stmt, Fetch) and stmt.buffer == name:
+            return ()
+        if isinstance(stmt, Load | Store) and stmt.buffer == name:
             return (replace(stmt, index=stmt.index + back),)
         return (stmt,)
 

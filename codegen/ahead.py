@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from codegen.affine import ZERO, variable
+from codegen.affine import ZERO, Affine, variable
 from codegen.loop import (
     Bind,
     Body,
@@ -21,6 +21,7 @@ from codegen.loop import (
     replace_loops,
     statements_of,
 )
+from codegen.target import CACHE_LINE
 from symgrad.record import record, replace
 
 
@@ -63,6 +64,22 @@ class StripAhead:
     strips: str
     rows: str
     run: str
+
+
+@record
+class TermAhead:
+    """While a register tile is summed, fetch what the tile one iteration of `loop` later reads of `array` and this not.
+
+    `term` is the loop of the sum before whose body what the tile reads for one of its iterations is fetched. Where it
+    is split by how often a tile's rows are read, `share` is its inner loop and `passes` the loop in which they are:
+    each pass fetches its share.
+    """
+
+    array: str
+    loop: str
+    term: str
+    share: str | None = None
+    passes: str | None = None
 
 
 def fetch_ahead(kernel: Kernel, step: Ahead) -> Kernel:
@@ -136,6 +153,41 @@ def fetch_strip(kernel: Kernel, step: StripAhead) -> Kernel:
         return (stmt if is_last else For(stmt.loop, in_strip(stmt.body, ())),)
 
     return replace(kernel, body=replace_loops(kernel.body, step.strips, strips))
+
+
+def fetch_terms(kernel: Kernel, step: TermAhead) -> Kernel:
+    """The kernel with fetches at the beginning of the loops called `term`."""
+
+    def fetches(stmt: For) -> Body:
+        loads = dict.fromkeys(s for s in statements_of(stmt.body) if isinstance(s, Load) and s.buffer == step.array)
+        if not loads:
+            return (stmt,)
+        load = next(iter(loads))
+        inside = [one.loop for one in loops_of(stmt.body) if one.loop.name != step.share]
+        now = _offsets(load.index, list({one.name: one for one in inside}.values()))
+        new = sorted({place + load.index.factor(step.loop) for place in now} - now)
+        # All of these on lines that begin anywhere.
+        line, picked = CACHE_LINE // load.dtype.itemsize, list[int]()
+        for place, following in zip(new, [*new[1:], None], strict=True):
+            is_last = following is None or following - place >= line
+            if not picked or place - picked[-1] >= line or (is_last and place > picked[-1]):
+                picked.append(place)
+        values = {one.name: ZERO for one in inside}
+        if step.share is not None and step.passes is not None:
+            values[step.share] = variable(step.passes)
+        first = load.index.substitute(values)
+        return (For(stmt.loop, (*(Fetch(load.buffer, first + place) for place in picked), *stmt.body)),)
+
+    return replace(kernel, body=replace_loops(kernel.body, step.term, fetches))
+
+
+def _offsets(index: Affine, loops: Sequence[Loop]) -> set[int]:
+    """How far from where loops begin at 0 an index comes in them."""
+    out = {0}
+    for one in loops:
+        if factor := index.factor(one.name):
+            out = {place + factor * (one.start + k) for place in out for k in range(one.extent)}
+    return out
 
 
 def _is_far(buffer: Buffer, least: int) -> bool:

@@ -32,7 +32,7 @@ from codegen.loop import (
 from codegen.scalar import spell
 from codegen.scalar_builder import Value, llvm_type
 from codegen.target import CACHE_LINE, Target
-from codegen.writer import ENTERED, Level, Named, Variable, Writer, scratch_layout
+from codegen.writer import ENTERED, LOAD, Level, Named, Variable, Writer, scratch_layout
 from symgrad.errors import CompileError
 from symgrad.record import record
 from symgrad.types import bool_
@@ -72,7 +72,6 @@ class _Emitter(Writer):
         super().__init__(kernel, target)
         self.kernel = kernel
         self.scratch, self.scratch_bytes = scratch_layout(kernel)
-        self.registers: dict[tuple[str, int], Accumulator] = {}
         self.acc_lanes = _accumulator_lanes(kernel.body, {}, {})
         self.labels = 0
         self.finished = 0  # registers of the sums that ended since a loop began
@@ -283,8 +282,7 @@ class _Emitter(Writer):
                 apart = any(f.loop.skip is not None for f in loops_of(stmt.body))
                 for value in range(loop.start, loop.start + loop.extent):
                     if apart and value > loop.start:
-                        # What one term reads would be kept for the next one, in registers that sums need.
-                        self.levels[-1].lines.append(f"call void asm sideeffect {_MEMORY_FENCE}()")
+                        self._forget()
                     self._once(stmt, value)
             case Bind.SERIAL if loop.extent == 1:
                 self._once(stmt, loop.start)
@@ -292,6 +290,14 @@ class _Emitter(Writer):
                 self._counted(stmt, str(loop.start), str(loop.start + loop.extent))
             case Bind.PARALLEL | Bind.SHARED:
                 raise CompileError(f"{loop.bind.value} loop {loop.name} is not where it can be")
+
+    def _forget(self) -> None:
+        """Read again what was read: it would be kept in registers that sums need."""
+        level = self.levels[-1]
+        level.memo = {
+            key: known for key, known in level.memo.items() if not (isinstance(key, tuple) and key[0] == LOAD)
+        }
+        level.lines.append(f"call void asm sideeffect {_MEMORY_FENCE}()")
 
     def _once(self, stmt: For, value: int) -> None:
         self.variables[stmt.loop.name] = Variable(start=value, depth=0)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from codegen.ahead import StripAhead
+from codegen.ahead import StripAhead, TermAhead
 from codegen.costs import COSTS
 from codegen.frame import ROW_GROUP, Frame, epilogue, frame_of, is_one_row, passed_arrays
 from codegen.loop import For, Kernel, Let, Loop, loops_of
@@ -177,6 +177,10 @@ def _tile_steps(shape: Contraction, tiling: Tiling, passes: int = 0) -> tuple[St
         if passes:
             steps.append(Split(last, passes))
             levels += 1
+    ahead = _term_ahead(shape, tiling)
+    if ahead is not None and ahead.share is not None:
+        steps.append(Split(ahead.term.removesuffix(".0"), _shares(shape, tiling)))
+        levels += 1
     steps.append(Split(columns, tiling.column_block))
     if tiling.is_blocked:
         steps.append(Split(f"{columns}.1", tiling.column_tile))
@@ -207,7 +211,30 @@ def _tile_steps(shape: Contraction, tiling: Tiling, passes: int = 0) -> tuple[St
         steps += [Merge(name) for name, _ in blocks if name != f"{rows}.0"]
     if fetching is not None:
         steps.append(StripAhead(f"{rows}.0", f"{rows}.1", fetching))
+    if ahead is not None:
+        steps.append(ahead)
     return tuple(steps)
+
+
+def _term_ahead(shape: Contraction, tiling: Tiling) -> TermAhead | None:
+    """How what the rows of a turned tile read is fetched an iteration ahead, term by term of the outermost sum."""
+    if tiling.ahead is None or not shape.inner:
+        return None
+    load = next(load for f in shape.factors if tiling.rows in shape.loops_of(f) and (load := shape.load(f)) is not None)
+    term = shape.inner[0].name
+    if len(shape.inner) == 1 and shape.inner[0].extent >= 2 * CHAIN:
+        term = f"{term}.1"
+    if _shares(shape, tiling) == 1:
+        return TermAhead(load.buffer, tiling.ahead, term)
+    return TermAhead(load.buffer, tiling.ahead, f"{term}.0", f"{term}.1", f"{tiling.columns}.1.0")
+
+
+def _shares(shape: Contraction, tiling: Tiling) -> int:
+    """Among how many tiles of a block of columns the terms are divided that each fetches for all."""
+    extent = shape.inner[0].extent
+    if len(shape.inner) == 1 and extent >= 2 * CHAIN:
+        extent = CHAIN
+    return next(k for k in range(tiling.column_block // tiling.column_tile, 0, -1) if extent % k == 0)
 
 
 def _row_steps(frame: Frame) -> tuple[Step, ...]:

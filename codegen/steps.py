@@ -8,7 +8,16 @@ from typing import TypeAlias
 import numpy as np
 
 from codegen.affine import Affine, tile_of, tile_quotient, tile_remainder, variable
-from codegen.ahead import Ahead, MapAhead, StripAhead, fetch_ahead, fetch_map, fetch_strip
+from codegen.ahead import (
+    Ahead,
+    MapAhead,
+    StripAhead,
+    TermAhead,
+    fetch_ahead,
+    fetch_map,
+    fetch_strip,
+    fetch_terms,
+)
 from codegen.loop import (
     Accumulate,
     Bind,
@@ -162,6 +171,7 @@ Step: TypeAlias = (
     | Ahead
     | MapAhead
     | StripAhead
+    | TermAhead
     | Overlap
     | Note
     | LeaveOut
@@ -214,6 +224,8 @@ def _apply_one(kernel: Kernel, step: Step) -> Kernel:
             return fetch_map(kernel, step)
         case StripAhead():
             return fetch_strip(kernel, step)
+        case TermAhead():
+            return fetch_terms(kernel, step)
         case Overlap():
             return overlap(kernel, step)
         case Note():

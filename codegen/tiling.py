@@ -46,6 +46,8 @@ RESTART = 20
 SECOND_FORM = 1.01
 # Multiply-adds up to which a product is no work for several workers.
 SMALL = 1 << 21
+# Strips of rows that follow each other often enough to fetch for the next one, rather than for the next of all.
+FETCHED_STRIPS = 4
 # Strips of rows that pass a panel, up to which it is kept small.
 FEW_STRIPS = 16
 # Iterations of another loop that stand beside columns of one vector.
@@ -104,6 +106,7 @@ class Tiling:
     turned: bool
     passing: tuple[str, ...]  # loops around the rows that are inside of those over blocks of columns
     line: int  # elements on a cache line of the rows, which are fetched a strip ahead; 0 where they are not
+    ahead: str | None  # the loop of which what a turned tile reads is fetched an iteration ahead
 
     @property
     def column_tile(self) -> int:
@@ -148,6 +151,10 @@ def choice_by_rules(
         # Arrays that the rows pass after short sums are passed in long pieces, and their rows are shared.
         passing = rows is not None and frame.depth <= CHAIN and passed_arrays(frame.kernel, rows.name) > 1
         shares = 1 if passing and strips >= PARALLEL_UNITS else PARALLEL_UNITS
+        if frame.turned:
+            apart = _apart(frame)
+            strips *= math.prod(o.extent for o in frame.own if o is not rows and o not in apart)
+            shares = 1 if math.prod(o.extent for o in apart) >= PARALLEL_UNITS else PARALLEL_UNITS
         column_block = _column_block(frame, vectors, strips, shares)
     return Choice(row_tile, vectors, column_block, pack_columns, pack_rows, beside)
 
@@ -205,6 +212,7 @@ def tiling_of(frame: Frame, choice: Choice) -> Tiling:
         turned=frame.turned,
         passing=_passing(frame, choice) if frame.turned else (),
         line=0 if choice.pack_rows or more else _fetched_line(frame, choice.row_tile),
+        ahead=_fetched_ahead(frame, choice) if frame.turned and not choice.pack_rows else None,
     )
 
 
@@ -218,13 +226,26 @@ def _passing(frame: Frame, choice: Choice) -> tuple[str, ...]:
     names = [o.name for o in frame.own if o is not frame.rows]
     if load is None:
         return tuple(names)
-    near = {load.index.factor(o.name) for o in frame.shape.inner}
-    apart = [o for o in frame.own if o is not frame.rows and load.index.factor(o.name) not in near]
+    apart = _apart(frame)
     blocks = -(-frame.columns.extent // (choice.column_block * frame.lanes * choice.vectors))
     again = math.prod(o.extent for o in apart) * frame.columns.extent * frame.depth
     if again > READ_AGAIN * blocks * frame.kernel.buffer(load.buffer).size:
         return tuple(names)
     return tuple(name for name in names if all(name != o.name for o in apart))
+
+
+def _apart(frame: Frame) -> list[Loop]:
+    """The loops around the rows of which no two steps read the same: those that do not shift a window by a part."""
+    load = frame.shape.load(frame.row_factor)
+    if load is None:
+        return []
+    windows = [(load.index.factor(o.name), o.extent) for o in frame.shape.inner]
+
+    def shifts(one: Loop) -> bool:
+        step = load.index.factor(one.name)
+        return any(0 < factor <= step < factor * extent for factor, extent in windows)
+
+    return [o for o in frame.own if o is not frame.rows and not shifts(o)]
 
 
 def _fetched_line(frame: Frame, row_tile: int) -> int:
@@ -238,6 +259,24 @@ def _fetched_line(frame: Frame, row_tile: int) -> int:
     if frame.height <= row_tile or not much or not rows_lie_along(frame, 2 * line):
         return 0
     return 0 if frame.shape.inner[-1].extent % line else line
+
+
+def _fetched_ahead(frame: Frame, choice: Choice) -> str | None:
+    """The loop along which a turned tile's reads lie far apart in memory, one after the other: no machine foresees it.
+
+    None where all that is read stays in the second cache.
+    """
+    load = frame.shape.load(frame.row_factor)
+    if load is None or frame.rows is None:
+        return None
+    buffer = frame.kernel.buffer(load.buffer)
+    if buffer.size * buffer.dtype.itemsize < frame.target.l2:
+        return None
+    strips = -(-frame.height // choice.row_tile)
+    others = [o.name for o in frame.own if o is not frame.rows]
+    if not others or (len(others) == 1 and strips >= FETCHED_STRIPS):
+        return f"{frame.rows.name}.0"
+    return others[-1]
 
 
 def _rows_of_tile(frame: Frame, vectors: int, pack_rows: bool, beside: Beside | None) -> tuple[tuple[str, ...], int]:
@@ -316,7 +355,8 @@ def _vectors(frame: Frame) -> int:
 def _turned_vectors(frame: Frame) -> int:
     """As many as registers hold for the rows of a tile, which are at most as many as lanes."""
     row_tile = _even(frame.height, frame.tallest(2))
-    return max(1, min((frame.target.registers - 4) // row_tile, frame.tiles(1)))
+    fitting = (v for v in range(frame.target.registers, 1, -1) if frame.tallest(v) >= row_tile)
+    return min(next(fitting, 1), frame.tiles(1))
 
 
 def _even(rows: int, tallest: int) -> int:
@@ -356,4 +396,8 @@ def _column_block(frame: Frame, vectors: int, strips: int, shares: int) -> int:
     room = frame.target.l2 // 2 if strips > FEW_STRIPS else frame.target.l2 // 8
     fitting = room // max(frame.column_bytes(vectors), 1)
     most = frame.tiles(vectors) if shares == 1 else frame.columns.extent // (frame.lanes * vectors * shares)
-    return max(1, min(fitting, most))
+    tiles = max(1, min(fitting, most))
+    if frame.turned:
+        # A block less than the others would need a second form of the kernel.
+        tiles = next(k for k in range(tiles, 0, -1) if frame.tiles(vectors) % k == 0)
+    return tiles

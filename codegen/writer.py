@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from codegen.affine import Affine
+from codegen.combine import Accumulator
 from codegen.loop import Fetch, Kernel, Load, Space, Store
 from codegen.scalar_builder import ScalarBuilder, Value, memory_type
 from codegen.shuffles import transposed
@@ -23,6 +24,8 @@ SCRATCH_ALIGNMENT = 64
 # one for shared loops in it, and so on.
 ENTERED = 8
 DIVIDED_LEVELS = 2
+# What keys of remembered loads begin with.
+LOAD = "load"
 # Lanes at most this many elements apart are read as whole vectors and shuffled.
 MAX_SHUFFLED = 4
 
@@ -97,6 +100,7 @@ class Writer:
         self.named: dict[str, Named] = {}
         self.vector: Variable | None = None
         self.tiles: dict[str, Tile] = {}
+        self.registers: dict[tuple[str, int], Accumulator] = {}  # of the sums that are not finished
         self.streaming = False  # whether stores that may go past the caches do
 
     # Values
@@ -244,6 +248,8 @@ class Writer:
                 self.flush(depth)
                 found = self.remember(depth, key, Value(moved, int64, 1))
             text = found.value.text
+        if const and self.registers and depth and depth == len(self.levels) - 1:
+            text = self._opaque(text, depth)
         if const:
             key = ("address", text, const * itemsize)
             found = self.remembered(key)
@@ -254,6 +260,21 @@ class Writer:
                 found = self.remember(depth, key, Value(moved, int64, 1))
             text = found.value.text
         return Named(Value(text, int64, 1), depth)
+
+    def _opaque(self, pointer: str, depth: int) -> str:
+        """The same pointer, of which LLVM does not know where it comes from.
+
+        It would look for other ways to count through all places at constant distances from it, and with many sums in
+        registers count each place by itself, in memory.
+        """
+        key = ("opaque", pointer)
+        found = self.remembered(key)
+        if found is None:
+            same = self.b.fresh()
+            self.b.lines.append(f'{same} = call ptr asm "", "=r,0"(ptr {pointer})')
+            self.flush(depth)
+            found = self.remember(depth, key, Value(same, int64, 1))
+        return found.value.text
 
     # Memory
 
@@ -271,7 +292,7 @@ class Writer:
         pointer = self._pointer(stmt.buffer, const, uniform, buffer.dtype.itemsize)
         active = self.vector.active if self.vector is not None and lanes > 1 else 1
         condition = guard.value.text if guard is not None else ""
-        key = ("load", stmt.buffer, pointer.value.text, lanes, active, stride, tuple(vectors), condition)
+        key = (LOAD, stmt.buffer, pointer.value.text, lanes, active, stride, tuple(vectors), condition)
         if frozen and (found := self.remembered(key)) is not None:
             self.name(stmt.name, found)
             return
