@@ -54,6 +54,7 @@ def build(
     """
     target = target or jit.host_target()
     clock = _Clock(report)
+    outputs = program.outputs
     program = prepare(program)
     lowered = tuning = None
     if tuned:
@@ -88,7 +89,7 @@ def build(
     )
     sizes = functools.cache(functools.partial(_byte_counts, symbolic, target, chosen)) if symbolic is not None else None
     notes = [tuning.summary()] if tuning is not None else []
-    return Executable(program, launches, memory, workers, profiled=profiled, sizes=sizes, notes=notes)
+    return Executable(program, outputs, launches, memory, workers, profiled=profiled, sizes=sizes, notes=notes)
 
 
 class _Made(NamedTuple):

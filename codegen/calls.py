@@ -86,7 +86,7 @@ class Entry:
 
     def _binding(self, shapes: Shapes, executable: Executable, makers: Sequence[Callable[[], Array] | None]) -> Words:
         results: list[int] = []
-        for node, maker in zip(executable.program.outputs, makers, strict=True):
+        for node, maker in zip(executable.outputs, makers, strict=True):
             shape, dtype = tuple(map(int, node.shape)), node.dtype.np
             self._kept += [dtype, maker]
             results += [id(dtype), self._words(_shape(shape, dtype)), 0 if maker is None else id(maker)]

@@ -141,6 +141,7 @@ class Executable:
     def __init__(
         self,
         program: Program,
+        outputs: tuple[Node, ...],
         launches: tuple[Launchable, ...],
         memory: MemoryPlan,
         workers: int,
@@ -149,11 +150,13 @@ class Executable:
         sizes: Callable[[], Mapping[str, int]] | None = None,
         notes: Sequence[str] = (),
     ) -> None:
-        """`sizes` gives the bytes of values as numbers that remember the symbolic extents they come from.
+        """`outputs` have the shapes that the program's outputs are returned in.
 
+        `sizes` gives the bytes of values as numbers that remember the symbolic extents they come from.
         `notes` are further lines of the report.
         """
         self.program = program
+        self.outputs = outputs
         self.sizes = sizes
         self.notes = tuple(notes)
         self.launches = launches

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from symgrad.graph import Graph, Node
 from symgrad.opdef import OPS
 from symgrad.storage import Literal
-from symgrad.types import Extent, static_shape
+from symgrad.types import DType, Extent, static_shape
 
 # A sum of more terms than this is folded as a whole: each term alone costs a pass over the result.
 TERMS = 8
@@ -92,7 +94,13 @@ def _factors(term: Node, rank: int) -> tuple[int, int] | None:
 def _contraction(
     graph: Graph, node: Node, term: Node, copy_of: Mapping[int, Node], spans: Sequence[tuple[int, int]]
 ) -> Node:
-    """The part of a folded contraction that lies in the spans of its axes."""
+    """The part of a folded contraction that lies in the spans of its axes.
+
+    With strides, places of one remainder meet elements of the kernel of one remainder: every such pair is a contraction
+    without strides, and their results lie side by side. Nothing is multiplied with the zeros between spread elements.
+    Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", chapter 4, has these without the zeros'
+    being left out.
+    """
     _, strides, dilations = node.attrs
     rank = len(strides)
     factors = _factors(term, rank)
@@ -104,25 +112,123 @@ def _contraction(
     lead = [k for k, label in enumerate(moving_labels) if label not in places]
     order = (*lead, *(moving_labels.index(label) for label in places))
     moving = _permute(graph, moving, order)
-    sizes = tuple(int(static_shape(kernel.shape)[kernel_labels.index(label)]) for label in inside)
+    axes = tuple(kernel_labels.index(label) for label in inside)
+    windows = "".join(moving_labels[k] for k in order) + inside
+    labels = (windows, kernel_labels, out[:-rank])
+    sizes = tuple(int(static_shape(kernel.shape)[axis]) for axis in axes)
+
+    def together(taps: tuple[_Taps, ...]) -> Node | None:
+        """What one sequence of taps for each axis makes, or with fewer of them what those of the other axes make."""
+        axis = len(taps)
+        if axis == rank:
+            part = _correlation(graph, moving, kernel, axes, labels, taps)
+            return part if strides == (1,) * rank else _apart(graph, part, rank)
+        each = _taps_of_phases(spans[axis], sizes[axis], strides[axis], dilations[axis])
+        parts = [together((*taps, one)) if one.length else None for one in each]
+        return _beside(graph, parts, 2 * axis - 2 * rank + 1)
+
+    whole = together(())
+    if whole is None:
+        shape = (*static_shape(term.shape)[: -2 * rank], *(stop - start for start, stop in spans))
+        return graph.add(OPS["broadcast"], (_zero(graph, term.dtype),), (shape,))
+    if strides == (1,) * rank:
+        return whole
+    shape = static_shape(whole.shape)
+    first = len(shape) - 2 * rank
+    joined = (*shape[:first], *(shape[k] * shape[k + 1] for k in range(first, len(shape), 2)))
+    whole = graph.add(OPS["reshape"], (whole,), (joined,))
+    for axis, (start, stop) in enumerate(spans, first):
+        whole = cut_axis(graph, whole, axis, 0, stop - start)
+    return whole
+
+
+class _Taps(NamedTuple):
+    """Elements `first`, `first + step`, ... of a kernel, `length` of them, and where what they make begins and ends.
+
+    What element `first` makes begins at place `start` of the operand that moves, the next one `dilation` before.
+    """
+
+    first: int
+    step: int
+    length: int
+    dilation: int
+    start: int
+    stop: int
+
+
+def _taps_of_phases(span: tuple[int, int], size: int, stride: int, dilation: int) -> list[_Taps]:
+    """For each remainder of places by the stride, from the first place of a span on, the taps that reach it."""
+    start, stop = span
+    step = stride // math.gcd(stride, dilation)
+    places = -(-(stop - start) // stride)
+    out: list[_Taps] = []
+    for place in range(start, start + min(stride, stop - start)):
+        first = next((k for k in range(min(step, size)) if (place - dilation * k) % stride == 0), size)
+        begin = (place - dilation * first) // stride
+        count = -(-(size - first) // step)
+        out.append(_Taps(first, step, count, dilation * step // stride, begin, begin + places))
+    return out
+
+
+def _correlation(
+    graph: Graph,
+    moving: Node,
+    kernel: Node,
+    axes: Sequence[int],
+    labels: tuple[str, str, str],
+    taps: Sequence[_Taps],
+) -> Node:
+    """The contraction of windows of one operand with the taps of the other, which lie in its `axes`, reversed."""
+    lead = moving.ndim - len(taps)
     low, high = [0] * moving.ndim, [0] * moving.ndim
-    for axis, ((start, stop), size, stride, dilation) in enumerate(
-        zip(spans, sizes, strides, dilations, strict=True), len(lead)
-    ):
-        moving = _spread(graph, moving, axis, stride)
+    for axis, one in enumerate(taps, lead):
         extent = static_shape(moving.shape)[axis]
-        reach = dilation * (size - 1)
-        # A span can lie behind everything that windows reach; nothing is then left of the operand.
-        begin = min(max(start - reach, 0), extent)
-        end = max(begin, min(stop, extent))
+        reach = one.dilation * (one.length - 1)
+        # A span can lie before or behind everything that windows reach; nothing is then left of the operand.
+        begin = min(max(one.start - reach, 0), extent)
+        end = max(begin, min(one.stop, extent))
         moving = cut_axis(graph, moving, axis, begin, end)
-        low[axis] = max(reach - start, 0)
-        high[axis] = stop - start + reach - low[axis] - (end - begin)
-    windows = graph.add(OPS["window"], (_pad(graph, moving, low, high),), (sizes, (1,) * rank, dilations))
-    reverse = tuple(k for k, label in enumerate(kernel_labels) if label in inside)
-    kernel = graph.add(OPS["flip"], (kernel,), (reverse,))
-    labels = "".join(moving_labels[k] for k in order) + inside
-    return graph.add(OPS["contract"], (windows, kernel), (labels, kernel_labels, out[:-rank]))
+        wanted = one.stop - one.start + reach
+        low[axis] = min(max(reach - one.start, 0), wanted - (end - begin))
+        high[axis] = wanted - low[axis] - (end - begin)
+    dilations = tuple(one.dilation for one in taps)
+    sizes = tuple(one.length for one in taps)
+    windows = graph.add(OPS["window"], (_pad(graph, moving, low, high),), (sizes, (1,) * len(taps), dilations))
+    shape = static_shape(kernel.shape)
+    starts, stops, steps = [0] * kernel.ndim, list(shape), [1] * kernel.ndim
+    for axis, one in zip(axes, taps, strict=True):
+        starts[axis], steps[axis] = one.first, one.step
+        stops[axis] = one.first + one.step * (one.length - 1) + 1
+    if any(one.step > 1 for one in taps):
+        kernel = graph.add(OPS["slice"], (kernel,), (tuple(starts), tuple(stops), tuple(steps)))
+    kernel = graph.add(OPS["flip"], (kernel,), (tuple(sorted(axes)),))
+    return graph.add(OPS["contract"], (windows, kernel), labels)
+
+
+def _apart(graph: Graph, x: Node, rank: int) -> Node:
+    """An array with an axis of one element behind each of its last axes."""
+    shape = static_shape(x.shape)
+    lead = x.ndim - rank
+    apart = (*shape[:lead], *(extent for axis in range(rank) for extent in (shape[lead + axis], 1)))
+    return graph.add(OPS["reshape"], (x,), (apart,))
+
+
+def _beside(graph: Graph, parts: Sequence[Node | None], axis: int) -> Node | None:
+    """Arrays of one shape side by side along an axis, counted from the end, of which they have one element each.
+
+    None stands for zeros.
+    """
+    found = [k for k, part in enumerate(parts) if part is not None]
+    if not found or len(parts) == 1:
+        return parts[0]
+    known = parts[found[0]]
+    assert known is not None
+    if len(found) == 1:
+        low, high = [0] * known.ndim, [0] * known.ndim
+        low[axis], high[axis] = found[0], len(parts) - 1 - found[0]
+        return _pad(graph, known, low, high)
+    zeros = graph.add(OPS["broadcast"], (_zero(graph, known.dtype),), (known.shape,))
+    return graph.add(OPS["concat"], tuple(zeros if part is None else part for part in parts), (known.ndim + axis,))
 
 
 def _by_axes(graph: Graph, node: Node, x: Node) -> Node:
@@ -217,6 +323,10 @@ def cut_axis(graph: Graph, x: Node, axis: int, start: int, stop: int) -> Node:
     starts = tuple(start if a == axis else 0 for a in range(x.ndim))
     stops = tuple(stop if a == axis else d for a, d in enumerate(shape))
     return graph.add(OPS["slice"], (x,), (starts, stops, (1,) * x.ndim))
+
+
+def _zero(graph: Graph, dtype: DType) -> Node:
+    return graph.add(OPS["const"], (), (Literal(np.zeros((), dtype.np)),))
 
 
 def _pad(graph: Graph, x: Node, low: Sequence[Extent], high: Sequence[Extent]) -> Node:

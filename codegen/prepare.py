@@ -7,8 +7,10 @@ import itertools
 import math
 import string
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypeAlias
 
+from codegen.access import is_leaf
 from codegen.fold import cut_axis, cut_fold, fold_node, is_products
 from codegen.row_blocks import sum_of_blocks, sums_rows
 from symgrad.graph import Graph, Node, Origin
@@ -37,11 +39,12 @@ def prepare(program: Program) -> Program:
     """The program with long sums in stages or blocks, small windows tap by tap, products of vectors as reductions, and
     folds as contractions and sums of what lies side by side.
 
-    Programs that need nothing of this come back as they are.
+    Outputs that only give what is computed another shape are what is computed: their elements are the same. Programs
+    that need nothing of this come back as they are.
     """
     windows = _window_ranks(program)
     if not any(node.op.name == "fold" or _form(node, windows) for node in program.nodes):
-        return program
+        return _without_last_reshapes(program)
     graph = Graph(rules={}, seed=program.graph.seed)
     copy_of: dict[int, Node] = {}
     cuts = _cuts(program)
@@ -59,7 +62,7 @@ def prepare(program: Program) -> Program:
             graph.adopt(node.name, copy_of[node.id], program.graph.storage.get(node.name))
     graph.origin = None
     graph.lock = program.graph.lock
-    return Program(
+    prepared = Program(
         graph,
         tuple(copy_of[n.id] for n in program.inputs),
         tuple(copy_of[n.id] for n in program.outputs),
@@ -67,6 +70,22 @@ def prepare(program: Program) -> Program:
         program.output_names,
         program.name,
     )
+    return _without_last_reshapes(prepared)
+
+
+def _without_last_reshapes(program: Program) -> Program:
+    """The program with outputs that no reshape follows, where what it reshapes is computed and no result itself."""
+    taken = {n.id for n in program.roots}
+    outputs: list[Node] = []
+    for node in program.outputs:
+        source = node
+        while source.op.name == "reshape":
+            source = source.inputs[0]
+        again = sum(other is node for other in program.roots) > 1
+        keeps = again or source.id in taken or is_leaf(source) or source.op.kind is Kind.SOURCE
+        outputs.append(node if keeps else source)
+        taken.add(outputs[-1].id)
+    return program if tuple(outputs) == program.outputs else replace(program, outputs=tuple(outputs))
 
 
 def _with_inputs(program: Program) -> list[Node]:

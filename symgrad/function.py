@@ -28,9 +28,10 @@ Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 
 
 class Executable(Protocol):
-    """What code generation returns: a program bound to memory."""
+    """What code generation returns: a program bound to memory. `outputs` are what it returns, as the caller sees it."""
 
     program: Program
+    outputs: tuple[Node, ...]
 
     def run(self, arrays: Sequence[Array]) -> int: ...
 
@@ -282,7 +283,7 @@ class Function:
             if (found := self._bindings.get(shapes)) is not None:
                 return found
             executable = self._make(self.program, sizes())
-            types = [(static_shape(n.shape), n.dtype.np) for n in executable.program.outputs]
+            types = [(static_shape(n.shape), n.dtype.np) for n in executable.outputs]
             recyclers = tuple(recycler(*one) for one in types)
             plain = [partial(np.empty, *one) for one in types]
             allocators = tuple(a or b for a, b in zip(recyclers, plain, strict=True))
@@ -338,7 +339,7 @@ class Function:
 
     def _given(self, out: Any, binding: Binding, arrays: Sequence[Array]) -> list[Array]:
         outputs = self.structure.unpack(out, self.name)
-        nodes = binding.executable.program.outputs
+        nodes = binding.executable.outputs
         if len(outputs) != len(nodes):
             raise GraphError(f"{self.name}: out must hold {len(nodes)} arrays, got {len(outputs)}")
         for k, (array, node) in enumerate(zip(outputs, nodes, strict=True)):

@@ -58,7 +58,7 @@ def made(one: Program, cache: ObjectCache | None, **options) -> Executable:
 def results(executable: Executable) -> list[bytes]:
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(n.shape).astype(n.dtype.np) for n in executable.program.inputs]
-    outputs = [np.zeros(n.shape, n.dtype.np) for n in executable.program.outputs]
+    outputs = [np.zeros(n.shape, n.dtype.np) for n in executable.outputs]
     assert executable.run([*arrays, *outputs]) == 0
     return [a.tobytes() for a in outputs]
 

@@ -23,7 +23,7 @@ ROWS = [(name, dtype) for name in CASES for dtype in ((float32, float64) if name
 # What has units that can be divided at these small sizes.
 DIVIDED = {
     WIDE: {"broadcast", "transpose", "turned", "middle_sum", "convolution", "turned_convolution"},
-    NARROW: {"broadcast", "transpose", "dense", "matmul_transposed", "convolution", "turned_convolution"},
+    NARROW: {"broadcast", "transpose", "dense", "matmul_transposed", "convolution"},
     HOST: set(),
 }
 

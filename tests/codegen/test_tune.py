@@ -92,7 +92,7 @@ def _run(program: Program, **options: Any) -> tuple[bytes, str]:
         options["cache"].settle()
     rng = np.random.default_rng(1)
     arrays = [rng.standard_normal(n.shape).astype(n.dtype.np) for n in program.inputs]
-    outputs = [np.empty(n.shape, n.dtype.np) for n in executable.program.outputs]
+    outputs = [np.empty(n.shape, n.dtype.np) for n in executable.outputs]
     assert executable.run(arrays + outputs) == 0
     return b"".join(a.tobytes() for a in outputs), executable.report()
 
