@@ -168,6 +168,19 @@ def is_far(shape: Contraction, factor: str, loop: str) -> bool:
     return load is not None and abs(load.index.factor(loop)) * itemsize_of(shape, factor) >= FAR_BYTES
 
 
+def is_shifted(load: Load, one: Loop, loops: Sequence[Loop]) -> bool:
+    """Whether what a loop reads at one step overlaps with what it reads at the next, as one of other loops passes it.
+
+    They move along one axis then, as places and the elements of windows do.
+    """
+    own = load.index.factor(one.name), one.extent
+    for other in loops:
+        (low, extent), (high, _) = sorted((own, (load.index.factor(other.name), other.extent)))
+        if low > 0 and high < low * extent:
+            return True
+    return False
+
+
 def itemsize_of(shape: Contraction, factor: str) -> int:
     return shape.dtype(factor).itemsize
 

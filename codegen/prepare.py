@@ -23,7 +23,8 @@ from symgrad.types import size_of, static_shape, static_size
 FEW_RESULTS = 64
 LONG = 8192
 CHUNK = 2048
-# Elements of the operands of one part of a long contraction.
+# Terms of the sums of a contraction from which parts of them are worth it; elements of the operands of one part.
+DEEP = 4096
 BLOCK = 1 << 17
 # Combining partial results takes the same operator again: for two values, this pointwise one.
 _PAIRWISE = {
@@ -291,7 +292,7 @@ def _blocks(node: Node) -> int:
         return 1
     sizes = dict(zip(left, static_shape(node.inputs[0].shape), strict=True))
     elements = sum(static_size(_base(i).shape) for i in node.inputs)
-    if elements < 2 * BLOCK or math.prod(sizes[label] for label in summed) < LONG:
+    if elements < 2 * BLOCK or math.prod(sizes[label] for label in summed) < DEEP:
         return 1
     extent = sizes[summed[0]]
     blocks = next((b for b in range(2, extent + 1) if extent % b == 0 and elements <= b * BLOCK), extent)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from codegen.ahead import StripAhead, TermAhead
 from codegen.costs import COSTS
-from codegen.frame import ROW_GROUP, Frame, epilogue, frame_of, is_one_row, passed_arrays
+from codegen.frame import ROW_GROUP, Frame, epilogue, frame_of, is_one_row, is_shifted, passed_arrays
 from codegen.loop import For, Kernel, Let, Loop, loops_of
 from codegen.padding import LeaveOut, Note, Padding, can_note
 from codegen.stage import (
@@ -301,8 +301,7 @@ def _shifts(shape: Contraction, tiling: Tiling) -> list[str]:
     load = shape.load(factor)
     if load is None:
         return []
-    near = {load.index.factor(o.name) for o in shape.inner} - {0}
-    shifted = [o.name for o in shape.outer if load.index.factor(o.name) in near]
+    shifted = [o.name for o in shape.outer if is_shifted(load, o, shape.inner)]
     mine = shape.loops_of(shape.factors[0]) ^ shape.loops_of(shape.factors[1])
     kept = (tiling.rows, *tiling.more)
     return [] if tiling.rows in shifted else [name for name in shifted if name in mine and name not in kept]

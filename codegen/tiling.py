@@ -13,6 +13,7 @@ from codegen.frame import (
     frame_of,
     is_far,
     is_one_row,
+    is_shifted,
     itemsize_of,
     passed_arrays,
     rows_lie_along,
@@ -239,13 +240,7 @@ def _apart(frame: Frame) -> list[Loop]:
     load = frame.shape.load(frame.row_factor)
     if load is None:
         return []
-    windows = [(load.index.factor(o.name), o.extent) for o in frame.shape.inner]
-
-    def shifts(one: Loop) -> bool:
-        step = load.index.factor(one.name)
-        return any(0 < factor <= step < factor * extent for factor, extent in windows)
-
-    return [o for o in frame.own if o is not frame.rows and not shifts(o)]
+    return [o for o in frame.own if o is not frame.rows and not is_shifted(load, o, frame.shape.inner)]
 
 
 def _fetched_line(frame: Frame, row_tile: int) -> int:
