@@ -166,11 +166,10 @@ def fetch_terms(kernel: Kernel, step: TermAhead) -> Kernel:
         inside = [one.loop for one in loops_of(stmt.body) if one.loop.name != step.share]
         now = _offsets(load.index, list({one.name: one for one in inside}.values()))
         new = sorted({place + load.index.factor(step.loop) for place in now} - now)
-        # All of these on lines that begin anywhere.
-        line, picked = CACHE_LINE // load.dtype.itemsize, list[int]()
+        # All of these on lines that begin anywhere: no line is between two that are picked.
+        line, picked = CACHE_LINE // load.dtype.itemsize, new[:1]
         for place, following in zip(new, [*new[1:], None], strict=True):
-            is_last = following is None or following - place >= line
-            if not picked or place - picked[-1] >= line or (is_last and place > picked[-1]):
+            if place > picked[-1] and (following is None or following - picked[-1] > line):
                 picked.append(place)
         values = {one.name: ZERO for one in inside}
         if step.share is not None and step.passes is not None:

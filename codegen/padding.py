@@ -126,8 +126,9 @@ def _noted(body: Body, step: Note, ranges: Mapping[str, tuple[int, int]], pack: 
             return None
         inside = _with(ranges, stmt.loop)
         tiles = _tiles_stored(stmt.body, step, inside)
-        bound = {name for name, (low, high) in inside.items() if low < high}
-        if len(tiles) == 1 and (tile := next(iter(tiles))) is not None and {name for name, _ in tile.terms} == bound:
+        moving = {name for name, (low, high) in inside.items() if low < high}
+        tile = next(iter(tiles)) if len(tiles) == 1 else None
+        if tile is not None and {name for name, _ in tile.terms if name in moving or name not in inside} == moving:
             out.append(For(stmt.loop, _with_note(stmt.body, step, tile, pack.buffer(step.packed))))
             continue
         inner = _noted(stmt.body, step, inside, pack) if stmt.loop.bind in (Bind.SERIAL, Bind.PARALLEL) else None
