@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from codegen.affine import Affine, delinearize, divide, variable
+from codegen.affine import ZERO, Affine, delinearize, divide, variable
 from codegen.loop import (
     Accumulate,
     Bind,
@@ -91,9 +91,9 @@ def padding_of(naive: Kernel, name: str) -> Padding | None:
     return Padding(extents, tuple(guard.substitute(axes) for guard in within.guard))
 
 
-def can_note(pack: Kernel, packed: str, size: int) -> bool:
+def can_note(pack: Kernel, step: Note) -> bool:
     """Whether a scheduled kernel packs each tile in one iteration of a loop, and nothing else there."""
-    return _noted(pack.body, Note(packed, size, ""), {}, pack) is not None
+    return _noted(pack.body, step, {}, pack) is not None
 
 
 def apply_note(pack: Kernel, step: Note) -> Kernel:
@@ -101,10 +101,20 @@ def apply_note(pack: Kernel, step: Note) -> Kernel:
     body = _noted(pack.body, step, {}, pack)
     if body is None:
         raise ValueError(f"note: {step.packed} is not packed tile after tile")
-    packed = pack.buffer(step.packed)
-    notes = Buffer(step.notes, packed.dtype, packed.size // step.size, Space.GLOBAL, written=True)
-    sums = Buffer(f"{step.notes}_sum", packed.dtype, 1, Space.REG)
-    return Kernel((*pack.params, notes), (*pack.locals, sums), body)
+    notes, sums = _note_buffers(pack.buffer(step.packed), step)
+    return Kernel((*pack.params, replace(notes, written=True)), (*pack.locals, sums), body)
+
+
+def note_panel(body: Body, step: Note, packed: Buffer) -> tuple[Body, tuple[Buffer, ...]]:
+    """Loops that pack a panel, which is one tile, and note whether it is finite; the buffers that this takes."""
+    once = Loop(f"{step.notes}_once", 1)
+    return (For(once, _with_note(body, step, ZERO, packed)),), _note_buffers(packed, step)
+
+
+def _note_buffers(packed: Buffer, step: Note) -> tuple[Buffer, Buffer]:
+    """Where notes stand, which is where what they are about does, and what they are summed in."""
+    notes = Buffer(step.notes, packed.dtype, packed.size // step.size, packed.space)
+    return notes, Buffer(f"{step.notes}_sum", packed.dtype, 1, Space.REG)
 
 
 def leave_out(kernel: Kernel, step: LeaveOut) -> Kernel:
@@ -113,8 +123,9 @@ def leave_out(kernel: Kernel, step: LeaveOut) -> Kernel:
     body = found.body(kernel.body, {})
     if not found.skips:
         return kernel
-    packed = kernel.buffer(step.note.packed)
-    notes = Buffer(step.note.notes, packed.dtype, packed.size // step.note.size, Space.GLOBAL)
+    if any(b.name == step.note.notes for b in kernel.locals):
+        return replace(kernel, body=body)
+    notes, _ = _note_buffers(kernel.buffer(step.note.packed), step.note)
     return replace(kernel, params=(*kernel.params, notes), body=body)
 
 
@@ -152,19 +163,19 @@ def _tiles_stored(body: Body, step: Note, ranges: Mapping[str, tuple[int, int]])
 
 def _with_note(body: Body, step: Note, tile: Affine, packed: Buffer) -> Body:
     """The body that packs a tile, with 0 times all of it, which is NaN unless all are finite."""
-    zero, total, none = f"{step.notes}_zero", f"{step.notes}_sum", Affine(0)
+    zero, total = f"{step.notes}_zero", f"{step.notes}_sum"
     literal = Literal(np.zeros((), packed.dtype.np))
 
     def noted(stmt: Stmt) -> Body:
         if isinstance(stmt, Store) and stmt.buffer == step.packed:
-            return (stmt, Accumulate(total, none, "fma", (stmt.value, zero)))
+            return (stmt, Accumulate(total, ZERO, "fma", (stmt.value, zero)))
         return (stmt,)
 
     return (
         Let(zero, "const", (), packed.dtype, (("value", literal),)),
-        Init(total, none, "fma"),
+        Init(total, ZERO, "fma"),
         *replace_statements(body, noted),
-        Finish(f"{step.notes}_seen", total, none, "fma", packed.dtype),
+        Finish(f"{step.notes}_seen", total, ZERO, "fma", packed.dtype),
         Store(step.notes, tile, f"{step.notes}_seen"),
     )
 

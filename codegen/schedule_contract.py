@@ -76,7 +76,9 @@ def schedule_contract(
         staged = stage(kernel, shape, column_factor, tiling.columns, tiling.column_tile, 1, "packed_columns")
         steps = _pack_steps(staged.pack, shape, tiling.columns, tiling.column_tile, 1, tiling.lanes)
         pack = apply(staged.pack, steps)
-        leaving = _leaving(frame, tiling, pack, padded)
+        leaving = _leaving(frame, tiling, padded, "packed_columns", tiling.column_tile)
+        if leaving is not None and not can_note(pack, leaving.note):
+            leaving = None
         if leaving is not None:
             steps = (*steps, leaving.note)
             pack = apply(pack, [leaving.note])
@@ -93,7 +95,8 @@ def schedule_contract(
     if panel is not None and passes:
         kernel = fetch_panel(kernel, panel, f"{tiling.rows}.0", passes)
     if panel is not None:
-        kernel = fill_panel(kernel, panel)
+        leaving = _leaving(frame, tiling, padded, "panel", panel.block)
+        kernel = fill_panel(kernel, panel, leaving.note if leaving is not None else None)
     if leaving is not None:
         steps = (*steps, leaving)
         kernel = apply(kernel, [leaving])
@@ -101,18 +104,17 @@ def schedule_contract(
     return out
 
 
-def _leaving(frame: Frame, tiling: Tiling, pack: Kernel, padded: Mapping[str, Padding]) -> LeaveOut | None:
-    """How terms are left out that are zero since rows are padded, where columns are packed; None where they stay."""
+def _leaving(frame: Frame, tiling: Tiling, padded: Mapping[str, Padding], packed: str, columns: int) -> LeaveOut | None:
+    """How terms are left out that are zero since rows are padded, with columns packed so many at a time; None if none.
+
+    Sums in chains have other loops than these.
+    """
     load = frame.shape.load(frame.row_factor)
     padding = padded.get(load.buffer) if load is not None and not tiling.pack_rows else None
-    dtype = frame.shape.dtype(frame.column_factor)
-    if load is None or padding is None or dtype not in (float32, float64):
+    if load is None or padding is None or frame.shape.dtype(frame.column_factor) not in (float32, float64):
         return None
     mine = frame.shape.loops_of(frame.column_factor)
-    size = tiling.column_tile * math.prod(one.extent for one in frame.shape.inner if one.name in mine)
-    packed = next(b.name for b in pack.params if b.written)
-    if not can_note(pack, packed, size):
-        return None
+    size = columns * math.prod(one.extent for one in frame.shape.inner if one.name in mine)
     return LeaveOut(load.buffer, padding, Note(packed, size, f"{packed}_notes"))
 
 

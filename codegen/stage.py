@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from codegen.affine import ZERO, Affine, tile_quotient, tile_remainder, variable
 from codegen.loop import (
@@ -26,6 +26,7 @@ from codegen.loop import (
     used,
     without_dead,
 )
+from codegen.padding import Note, note_panel
 from codegen.steps import Distribute, Split, Step, Unroll, Vectorize, apply, split_body
 from codegen.target import CACHE_LINE
 from codegen.transpose import Transpose
@@ -177,11 +178,18 @@ def stage_panel(
     return rest, Panel(columns, block, tile, lanes, (*chain, Store(name, index, factor)), inner, extent, outer)
 
 
-def fill_panel(kernel: Kernel, panel: Panel) -> Kernel:
-    """The scheduled kernel with its panel packed as soon as the loops stand that it depends on."""
-    tiles: dict[str, Buffer] = {}
-    body = _fill(kernel.body, panel, panel.outer | {f"{panel.columns}.0"}, 0, tiles)
-    return replace(kernel, body=body, locals=(*kernel.locals, *tiles.values()))
+def fill_panel(kernel: Kernel, panel: Panel, note: Note | None = None) -> Kernel:
+    """The scheduled kernel with its panel packed as soon as the loops stand that it depends on, and noted."""
+    more: dict[str, Buffer] = {}
+
+    def nest(width: int) -> Body:
+        made = _panel_nest(panel, width)
+        body, notes = (made.body, ()) if note is None else note_panel(made.body, note, kernel.buffer(note.packed))
+        more.update((b.name, b) for b in (*made.locals, *notes))
+        return body
+
+    body = _fill(kernel.body, panel, panel.outer | {f"{panel.columns}.0"}, 0, nest)
+    return replace(kernel, body=body, locals=(*kernel.locals, *more.values()))
 
 
 def can_fetch(panel: Panel, shape: Contraction, kernel: Kernel, least: int) -> bool:
@@ -212,7 +220,8 @@ def fetch_panel(kernel: Kernel, panel: Panel, strips: str, count: int) -> Kernel
     return replace(kernel, body=replace_loops(kernel.body, f"{summed.name}.1", lambda run: (*fetches, run)))
 
 
-def _fill(body: Body, panel: Panel, missing: frozenset[str], width: int, tiles: dict[str, Buffer]) -> Body:
+def _fill(body: Body, panel: Panel, missing: frozenset[str], width: int, nest: Callable[[int], Body]) -> Body:
+    """A body in which the panel is packed by `nest`, given its columns, where none of the missing loops is missing."""
     out: list[Stmt] = []
     for stmt in body:
         if not isinstance(stmt, For):
@@ -222,11 +231,9 @@ def _fill(body: Body, panel: Panel, missing: frozenset[str], width: int, tiles: 
         if stmt.loop.name == f"{panel.columns}.0":
             width = min(panel.block, panel.extent - stmt.loop.start * panel.block)
         if missing and not left:
-            nest = _panel_nest(panel, width)
-            tiles.update((b.name, b) for b in nest.locals)
-            out.append(For(stmt.loop, (*nest.body, *stmt.body)))
+            out.append(For(stmt.loop, (*nest(width), *stmt.body)))
         else:
-            out.append(For(stmt.loop, _fill(stmt.body, panel, left, width, tiles)))
+            out.append(For(stmt.loop, _fill(stmt.body, panel, left, width, nest)))
     return tuple(out)
 
 
