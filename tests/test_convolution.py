@@ -242,6 +242,58 @@ def test_a_slice_behind_what_windows_reach(place: tuple[slice, slice]) -> None:
     np.testing.assert_array_equal(sg.compile([x, w], y)(*feeds.values()), sg.evaluate(y, feeds))
 
 
+# x, w, stride, padding, dilation, groups: remainders that no tap reaches, or several with the same taps.
+STRIDED: list[tuple[Any, ...]] = [
+    ((2, 3, 13), (4, 3, 2), (4,), (1,), (1,), 1),
+    ((2, 3, 5), (4, 3, 2), (4,), (4,), (1,), 1),
+    ((2, 3, 8), (4, 3, 1), (3,), (1,), (1,), 1),
+    ((2, 3, 17), (4, 3, 3), (2,), (2,), (2,), 1),
+    ((2, 3, 17), (4, 3, 4), (4,), (3,), (2,), 1),
+    ((2, 4, 19), (6, 2, 5), (3,), (1,), (2,), 2),
+    ((2, 5, 14, 15), (7, 5, 3, 3), (2, 2), (1, 1), (1, 1), 1),
+    ((1, 2, 9, 8), (3, 2, 1, 4), (2, 3), (0, 2), (1, 1), 1),
+    ((2, 3, 1, 7), (2, 3, 3, 1), (3, 4), (1, 0), (1, 3), 1),
+    ((1, 2, 5, 6, 7), (3, 2, 2, 3, 1), (2, 3, 2), (1, 0, 0), (1, 2, 1), 1),
+]
+
+
+@pytest.mark.parametrize("case", STRIDED, ids=lambda s: f"{s[0]}*{s[1]} stride{s[2]}")
+def test_gradients_of_strided_convolutions(case: tuple[Any, ...]) -> None:
+    """By the input they are the transposed convolution of the cotangent; this one has a derivative in turn."""
+    shape, weights, stride, padding, dilation, groups = case
+    rng = np.random.default_rng(13)
+    x, w, y = built(case, shape[0])
+    u = x.graph.input("u", y.shape, "float64")
+    slope = sg.grad(y, x, cotangent=u)
+    again = sg.grad(slope, [w, u], cotangent=x)
+    data, taps, cotangent = (rng.standard_normal(n.shape) for n in (x, w, u))  # pyright: ignore[reportArgumentType]
+    made = sg.compile([x, w, u], (slope, *again))
+    got, by_w, by_u = made(data, taps, cotangent)
+    sizes = zip(shape[2:], weights[2:], cotangent.shape[2:], stride, padding, dilation, strict=True)
+    more = [e + 2 * p - (c - 1) * s - d * (k - 1) - 1 for e, k, c, s, p, d in sizes]
+    wanted = scattered_transpose(cotangent, taps, stride, padding, more, dilation, groups)
+    np.testing.assert_allclose(got, wanted, rtol=1e-11, atol=1e-12)
+    pairs = [(p, p) for p in padding]
+    values = looped_convolution(data, taps, stride, pairs, dilation, groups)
+    np.testing.assert_allclose(by_u, values, rtol=1e-11, atol=1e-12)
+    v = rng.standard_normal(taps.shape)
+    moved = (looped_convolution(data, v, stride, pairs, dilation, groups) * cotangent).sum()
+    np.testing.assert_allclose((by_w * v).sum(), moved, rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize(("stride", "dilation", "size"), [(2, 1, 3), (3, 1, 3), (4, 1, 3), (4, 2, 3), (3, 2, 2)])
+def test_strided_gradients_multiply_no_zeros_between_places(stride: int, dilation: int, size: int) -> None:
+    """Every tap meets as many places as lie a stride apart, not all of the input."""
+    g = sg.Graph()
+    x, w = g.input("x", (2, 16, 20, 24)), g.input("w", (16, 16, size, size))
+    y = sg.nn.conv2d(x, w, stride=stride, dilation=dilation, padding=1)
+    u = g.input("u", y.shape)
+    report = sg.compile([w, u], sg.grad(y, x, cotangent=u)).prepare().report()
+    counts = [int(found.replace(",", "")) for found in re.findall(r"([\d,]+) +[\d,]+  contract", report)]
+    places = -(-20 // stride) * -(-24 // stride)
+    assert 0 < sum(counts) <= 1.1 * 2 * 2 * 16 * 16 * size**2 * places
+
+
 # size, stride, padding.
 POOLS = [((2, 2), None, (0, 0)), ((3, 2), (2, 2), (1, 1)), ((3, 3), (1, 2), (0, 1)), ((2, 3), (3, 4), (1, 0))]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import sys
 import threading
@@ -606,3 +607,96 @@ def test_thousands_of_calls_leak_nothing() -> None:
     gc.collect()
     assert len(gc.get_objects()) - objects < 200
     assert resident() - before < 4_000_000
+
+
+# Outputs that are reshapes
+
+
+def reshaped(case: str) -> tuple[list[sg.Node], list[sg.Node], int]:
+    """Inputs, outputs, and how many kernels at most compute and copy these."""
+    g = Graph()
+    x = g.input("x", (4, 6))
+    y = sg.cumulative_sum(x, axis=1)
+    flat = sg.reshape(y, (24,))
+    match case:
+        case "computed":
+            return [x], [flat], 1
+        case "reshape of a reshape":
+            return [x], [sg.reshape(sg.reshape(y, (2, 12)), (3, 8))], 1
+        case "read by others too":
+            return [x], [flat, sg.sum(flat * flat)], 2
+        case "of products":
+            return [x], [sg.reshape(x @ sg.permute_dims(x, (1, 0)), (2, 8))], 1
+        case "beside another one":
+            return [x], [flat, sg.reshape(y, (2, 12))], 2
+        case "beside what is reshaped":
+            return [x], [flat, y], 2
+        case "behind what is reshaped":
+            return [x], [y, flat], 2
+        case "twice":
+            return [x], [flat, flat], 3
+        case "of an input":
+            return [x], [sg.reshape(x, (24,)), sg.reshape(x, (6, 4))], 2
+        case _:
+            raise ValueError(case)
+
+
+RESHAPED = [
+    "computed", "reshape of a reshape", "read by others too", "of products", "beside another one",
+    "beside what is reshaped", "behind what is reshaped", "twice", "of an input",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RESHAPED)
+def test_outputs_that_are_reshapes(case: str) -> None:
+    """They have their shapes, also those that are given, and memory of their own; what is computed is not copied."""
+    inputs, outputs, kernels = reshaped(case)
+    f = sg.compile(inputs, outputs)
+    data = np.linspace(-1, 1, 24, dtype=np.float32).reshape(4, 6)
+    kept = data.copy()
+    for _ in range(2):
+        got = f(data)
+        given = [np.full(tuple(map(int, n.shape)), 7, np.float32) for n in outputs]
+        f(data, out=given)
+        for node, one, other in zip(outputs, got, given, strict=True):
+            wanted = sg.evaluate(node, {inputs[0]: data})
+            assert one.shape == wanted.shape
+            np.testing.assert_allclose(one, wanted, rtol=1e-6)
+            np.testing.assert_array_equal(one, other)
+        for k, one in enumerate(got):
+            assert not any(np.shares_memory(one, other) for other in (data, *got[k + 1 :]))
+            one[...] = -1
+        np.testing.assert_array_equal(data, kept)
+    found = re.search(r"(\d+) kernels,", f.report())
+    assert found is not None
+    assert int(found[1]) <= kernels
+    with pytest.raises(sg.ShapeError):
+        f(data, out=[one.reshape(1, -1) for one in given])
+
+
+def test_a_reshape_of_what_is_updated() -> None:
+    """Who writes to an output changes neither the new value nor the old one, and both are returned as they are."""
+    g = Graph()
+    x, p = g.input("x", (4, 6)), g.param("p", np.ones((4, 6), np.float32))
+    new = p * 2 + x
+    f = sg.compile([x], [sg.reshape(new, (24,)), sg.reshape(p, (2, 12)), sg.reshape(new, (6, 4))], updates=[(p, new)])
+    old, data = np.ones((4, 6), np.float32), np.arange(24, dtype=np.float32).reshape(4, 6)
+    for _ in range(3):
+        got = f(data)
+        wanted = old * 2 + data
+        for one, value in zip(got, (wanted, old, wanted), strict=True):
+            np.testing.assert_array_equal(one.ravel(), value.ravel())
+            one[...] = -1
+        old = wanted
+
+
+def test_reshapes_of_symbolic_and_of_no_size() -> None:
+    g = Graph()
+    x = g.input("x", ("n", 6))
+    y = sg.exp(x)
+    f = sg.compile([x], {"flat": sg.reshape(y, (x.shape[0] * 6,)), "split": sg.reshape(y + 1, (x.shape[0], 2, 3))})
+    for n in (3, 0, 5):
+        data = np.linspace(0, 1, 6 * n, dtype=np.float32).reshape(n, 6)
+        got = f(data)
+        np.testing.assert_allclose(got["flat"], np.exp(data).reshape(-1), rtol=1e-6)
+        np.testing.assert_allclose(got["split"], np.exp(data).reshape(n, 2, 3) + 1, rtol=1e-6)

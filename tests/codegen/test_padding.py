@@ -277,6 +277,7 @@ def test_verify_refuses_skips() -> None:
         with pytest.raises(CompileError, match=message):
             verify(with_skip(kernel, name, skip))
     (outer,) = kernel.body
+    assert isinstance(outer, For)
     loop = Loop("once", 1, skip=Skip((variable("once") + -1,), inner.skip.unless))
     flag = next(s for s in statements_of(kernel.body) if isinstance(s, Let) and s.name == inner.skip.unless)
     seen = next(s for s in statements_of(kernel.body) if isinstance(s, Load) and s.name == flag.args[0])
