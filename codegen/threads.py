@@ -19,8 +19,10 @@ on every worker.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import mmap
 import os
 import signal
 import threading
@@ -46,11 +48,16 @@ from symgrad.storage import aligned_copy
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from symgrad.types import Array
+
     Words = npt.NDArray[np.int64]
 
 
 # The least effort of code generation spares every process 10 ms at its first call and costs a few cycles per kernel.
 DRIVER_LEVEL = 0
+# Bytes of a large page of memory, and of scratch memory from which it stands on these.
+LARGE_PAGE = 2 << 20
+LARGE_SCRATCH = 1 << 20
 _SPIN_SECONDS = 1e-6  # how long a waiting worker spins before it lets others run
 
 
@@ -117,7 +124,7 @@ def prepared(
     table = launch_records(launches)
     barrier, status = barrier_record(), np.zeros(8, np.int64)
     stride = scratch_bytes + 64
-    scratch = aligned_copy(np.zeros(stride * workers, np.uint8))
+    scratch = _scratch(stride * workers)
     context = context_record(
         slots=slots.ctypes.data,
         launches=table.ctypes.data,
@@ -129,6 +136,22 @@ def prepared(
         objects=objects,
     )
     return Prepared(context, table, (slots, table, barrier, status, scratch))
+
+
+def _scratch(count: int) -> Array:
+    """So many bytes of zeros on whole cache lines; many of them on large pages, where the system has these.
+
+    Packed panels are read from end to end again and again: each small page would have to be searched for.
+    """
+    if count < LARGE_SCRATCH or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return aligned_copy(np.zeros(count, np.uint8))
+    whole = -(-count // LARGE_PAGE) * LARGE_PAGE
+    memory = mmap.mmap(-1, whole + LARGE_PAGE)
+    with contextlib.suppress(OSError):  # a system without large pages has small ones
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    raw = np.frombuffer(memory, np.uint8)
+    start = -raw.ctypes.data % LARGE_PAGE
+    return raw[start : start + count]
 
 
 def barrier_record() -> Words:
