@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import symgrad as sg
-from codegen import jit
+from codegen import jit, schedule_contract
 from symgrad.operators import apply
 from symgrad.program import Program
 from tests.oracles import check_derivatives, derive, differs, function, run_poisoned
@@ -292,6 +292,59 @@ def test_strided_gradients_multiply_no_zeros_between_places(stride: int, dilatio
     counts = [int(found.replace(",", "")) for found in re.findall(r"([\d,]+) +[\d,]+  contract", report)]
     places = -(-20 // stride) * -(-24 // stride)
     assert 0 < sum(counts) <= 1.1 * 2 * 2 * 16 * 16 * size**2 * places
+
+
+def random_case(rng: np.random.Generator) -> tuple[Any, ...]:
+    """x, w, stride, pairs of padding, dilation and groups of a convolution with some results, not too many."""
+    while True:
+        rank = int(rng.integers(1, 4))
+        space, sizes = rng.integers(1, 16, rank), rng.integers(1, 6, rank)
+        stride, dilation = rng.integers(1, 5, rank), rng.integers(1, 4, rank)
+        pairs = rng.integers(0, 4, (rank, 2))
+        counts = (space + pairs.sum(1) - dilation * (sizes - 1) - 1) // stride + 1
+        groups, each, some = (int(rng.choice(k)) for k in ([1, 1, 2], [1, 3, 8, 17], [1, 8, 20, 40]))
+        n = int(rng.integers(1, 5))
+        if counts.min() > 0 and groups * some * counts.prod() * sizes.prod() < 2e4:  # steps of loops in Python
+            shapes = (n, groups * each, *space.tolist()), (groups * some, each, *sizes.tolist())
+            return *shapes, tuple(stride.tolist()), pairs.tolist(), tuple(dilation.tolist()), groups
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(100))
+def test_random_convolutions(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value and slopes are those of loops; bits do not depend on what is left out; zeros meet infinite weights."""
+    rng = np.random.default_rng(seed)
+    shape, weights, stride, pairs, dilation, groups = random_case(rng)
+    dtype = str(rng.choice(["float32", "float64"]))
+    g = sg.Graph()
+    x, w = g.input("x", shape, dtype), g.input("w", weights, dtype)
+    y = CONV[len(shape) - 2](x, w, stride=stride, padding=pairs, dilation=dilation, groups=groups)
+    u = g.input("u", y.shape, dtype)
+    program = Program(g, (x, w, u), (y, *sg.grad(y, [x, w], cotangent=u)), name="convolution")
+    widths = [b for b in (None, 32, 16) if b is None or b < jit.host_target().vector_bytes]
+    options = {"workers": int(rng.integers(1, 4)), "target": jit.host_target(widths[int(rng.integers(len(widths)))])}
+    arrays = [rng.integers(-9, 10, n.shape).astype(dtype) for n in (x, w, u)]  # pyright: ignore[reportArgumentType]
+    made = function(program, **options)
+    got = run_poisoned(made, arrays)
+    spoiled = [a.copy() for a in arrays]
+    spoiled[1].flat[rng.integers(spoiled[1].size)] = rng.choice([np.inf, -np.inf, np.nan])
+    worse = run_poisoned(made, spoiled)
+    monkeypatch.setattr(schedule_contract, "_leaving", lambda *_: None)
+    whole = function(program, **options)
+    for one, other in zip((*got, *worse), (*run_poisoned(whole, arrays), *run_poisoned(whole, spoiled)), strict=True):
+        assert differs(one, other) is None
+    # Sums of small integers are exact.
+    value, by_x, by_w = (a.astype(np.float64) for a in got)
+    data, taps, cotangent = (a.astype(np.float64) for a in arrays)
+    np.testing.assert_array_equal(value, looped_convolution(data, taps, stride, pairs, dilation, groups))
+    assert (by_w * taps).sum() == (by_x * data).sum() == (value * cotangent).sum()
+    with np.errstate(invalid="ignore"):
+        wanted = looped_convolution(spoiled[0], spoiled[1], stride, pairs, dilation, groups)
+    np.testing.assert_array_equal(np.isnan(worse[0]), np.isnan(wanted))
+    v = rng.integers(-9, 10, shape).astype(np.float64)
+    assert (by_x * v).sum() == (looped_convolution(v, taps, stride, pairs, dilation, groups) * cotangent).sum()
+    v = rng.integers(-9, 10, weights).astype(np.float64)
+    assert (by_w * v).sum() == (looped_convolution(data, v, stride, pairs, dilation, groups) * cotangent).sum()
 
 
 # size, stride, padding.
