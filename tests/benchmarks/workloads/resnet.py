@@ -20,12 +20,16 @@ WANTED: tuple[Wanted, ...] = ("y", "d_x", "d_w")
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A convolution with odd square windows that keeps the size of square images, and what is computed of it."""
+    """A convolution with odd square windows over square images, and what is computed of it.
+
+    It keeps the size of images, or with stride 2 halves an even one.
+    """
 
     window: int
     entering: int
     leaving: int
     side: int
+    stride: int
     wanted: Wanted
 
     @property
@@ -33,7 +37,7 @@ class Layer:
         return {
             "x": (BATCH, self.entering, self.side, self.side),
             "w": (self.leaving, self.entering, self.window, self.window),
-            "d": (BATCH, self.leaving, self.side, self.side),
+            "d": (BATCH, self.leaving, self.side // self.stride, self.side // self.stride),
         }
 
     @property
@@ -55,8 +59,13 @@ def reference(inputs: Inputs, *, layer: Layer) -> list[tuple[Array, ...]]:
     if layer.wanted == "d_w":
         return [(np.tensordot(right, _windows(left, layer), axes=((0, 2, 3), (0, 2, 3))),)]
     if layer.wanted == "d_x":
-        # The transpose of a convolution: with the window turned around and the channels swapped.
-        right = right[:, :, ::-1, ::-1].swapaxes(0, 1)
+        # The transpose of a convolution: every place of the output goes to all that its window holds.
+        edge, side, step = layer.padding, left.shape[-1], layer.stride
+        padded = np.zeros((BATCH, layer.entering, layer.side + 2 * edge, layer.side + 2 * edge))
+        for i, j in np.ndindex(layer.window, layer.window):
+            rows, columns = (slice(k, k + step * side, step) for k in (i, j))
+            padded[:, :, rows, columns] += np.einsum("nohw,oc->nchw", left, right[:, :, i, j], optimize=True)
+        return [(padded[:, :, edge : edge + layer.side, edge : edge + layer.side],)]
     return [(np.moveaxis(np.tensordot(_windows(left, layer), right, axes=((1, 4, 5), (1, 2, 3))), -1, 1),)]
 
 
@@ -64,7 +73,8 @@ def _windows(x: Array, layer: Layer) -> Array:
     """Windows around every place, zeros outside: (n, c, height, width, window, window)."""
     edge = (layer.padding, layer.padding)
     padded = np.pad(x, ((0, 0), (0, 0), edge, edge))
-    return np.lib.stride_tricks.sliding_window_view(padded, (layer.window, layer.window), axis=(2, 3))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (layer.window, layer.window), axis=(2, 3))
+    return windows[:, :, :: layer.stride, :: layer.stride]
 
 
 def build_symgrad(inputs: Inputs, threads: int, *, layer: Layer) -> Step:
@@ -72,7 +82,7 @@ def build_symgrad(inputs: Inputs, threads: int, *, layer: Layer) -> Step:
 
     g = sg.Graph()
     nodes = {name: g.input(name, shape) for name, shape in layer.shapes.items()}
-    made = sg.nn.conv2d(nodes["x"], nodes["w"], padding=layer.padding)
+    made = sg.nn.conv2d(nodes["x"], nodes["w"], padding=layer.padding, stride=layer.stride)
     if layer.wanted != "y":
         made = sg.grad(made, nodes[layer.wanted.removeprefix("d_")], cotangent=nodes["d"])
     function = sg.compile([nodes[name] for name in layer.operands], made, threads=threads)
@@ -86,7 +96,8 @@ def build_jax(inputs: Inputs, threads: int, *, layer: Layer) -> Step:
     import jax.numpy as jnp
 
     def convolved(x: Any, w: Any) -> Any:
-        return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        strides, edge = (layer.stride, layer.stride), (layer.padding, layer.padding)
+        return jax.lax.conv_general_dilated(x, w, strides, (edge, edge), dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
     shapes = {name: tuple(shape[k] for k in _LAST[name]) for name, shape in layer.shapes.items()}
     x, w = (jax.ShapeDtypeStruct(shapes[name], jnp.float32) for name in ("x", "w"))
@@ -109,12 +120,14 @@ def build_torch(inputs: Inputs, threads: int, *, layer: Layer) -> Step:
     """Channels last in memory: faster than the default in each of these workloads."""
     import torch
 
+    steps = {"padding": layer.padding, "stride": layer.stride}
+
     def function(left: Any, right: Any) -> Any:
         if layer.wanted == "y":
-            return torch.nn.functional.conv2d(left, right, padding=layer.padding)
+            return torch.nn.functional.conv2d(left, right, **steps)
         if layer.wanted == "d_x":
-            return torch.nn.grad.conv2d_input(layer.shapes["x"], right, left, padding=layer.padding)
-        return torch.nn.grad.conv2d_weight(left, layer.shapes["w"], right, padding=layer.padding)
+            return torch.nn.grad.conv2d_input(layer.shapes["x"], right, left, **steps)
+        return torch.nn.grad.conv2d_weight(left, layer.shapes["w"], right, **steps)
 
     arrays = (torch.from_numpy(inputs[name]) for name in layer.operands)
     left, right = (array.contiguous(memory_format=torch.channels_last) for array in arrays)
@@ -126,7 +139,7 @@ def _workload(name: str, layer: Layer) -> Workload:
     what = {"y": "", "d_x": "gradient by the input of a ", "d_w": "gradient by the weights of a "}[layer.wanted]
     return Workload(
         name=name,
-        summary=f"{what}{convolution}, batch {BATCH} of {layer.side}x{layer.side}, float32",
+        summary=f"{what}{convolution}, stride {layer.stride}, batch {BATCH} of {layer.side}x{layer.side}, float32",
         outputs=(layer.wanted,),
         tolerance=1e-5,
         inputs=partial(make_inputs, layer=layer),
@@ -137,9 +150,19 @@ def _workload(name: str, layer: Layer) -> Workload:
 
 WORKLOADS = tuple(
     _workload(
-        f"conv_{window}x{window}_{side}" + ("" if wanted == "y" else f"_{wanted}"),
-        Layer(window, entering, leaving, side, wanted),
+        f"conv_{window}x{window}_{side}"
+        + ("_stride_2" if stride == 2 else "")
+        + ("" if wanted == "y" else f"_{wanted}"),
+        Layer(window, entering, leaving, side, stride, wanted),
     )
-    for window, entering, leaving, side in ((3, 64, 64, 56), (1, 256, 64, 56), (3, 256, 256, 14))
+    for window, entering, leaving, side, stride in (
+        (3, 64, 64, 56, 1),
+        (1, 256, 64, 56, 1),
+        (3, 128, 128, 28, 1),
+        (3, 256, 256, 14, 1),
+        (1, 1024, 256, 14, 1),
+        (3, 512, 512, 7, 1),
+        (3, 128, 128, 56, 2),
+    )
     for wanted in WANTED
 )
