@@ -1,4 +1,8 @@
-"""Terms of sums that are zero since an array is padded: they are left out where they would be multiplied by numbers."""
+"""Terms of sums that are zero since an array is padded: they are left out where they would be multiplied by numbers.
+
+A sum then has the bits that it has with them, but for the sign of a zero where all its other products underflow: one
+that is rounded to -0 stays so, and is not made 0 by adding a zero.
+"""
 
 from __future__ import annotations
 
@@ -130,13 +134,21 @@ def leave_out(kernel: Kernel, step: LeaveOut) -> Kernel:
 
 
 def _noted(body: Body, step: Note, ranges: Mapping[str, tuple[int, int]], pack: Kernel) -> Body | None:
-    """The body with notes about all tiles that are packed in it."""
+    """The body with notes about all tiles that are packed in it; None where a tile is not packed in one go."""
     out: list[Stmt] = []
+    known: list[tuple[int, int]] = []
+    around = {name: (low, low) for name, (low, _) in ranges.items()}
     for stmt in body:
         if not isinstance(stmt, For):
             return None
         inside = _with(ranges, stmt.loop)
         tiles = _tiles_stored(stmt.body, step, inside)
+        # Loops that follow each other note other tiles.
+        for one in tiles:
+            span = None if one is None else one.range({**inside, **around})
+            if span is None or any(span[0] <= high and low <= span[1] for low, high in known):
+                return None
+            known.append(span)
         moving = {name for name, (low, high) in inside.items() if low < high}
         tile = next(iter(tiles)) if len(tiles) == 1 else None
         if tile is not None and {name for name, _ in tile.terms if name in moving or name not in inside} == moving:

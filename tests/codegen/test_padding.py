@@ -15,10 +15,25 @@ from codegen import interp, jit, works
 from codegen.affine import Affine, variable
 from codegen.ahead import TermAhead
 from codegen.group import Anchor
-from codegen.loop import Bind, Fetch, For, Kernel, Let, Load, Loop, Skip, Store, loops_of, replace_loops, statements_of
+from codegen.loop import (
+    Bind,
+    Buffer,
+    Fetch,
+    For,
+    Kernel,
+    Let,
+    Load,
+    Loop,
+    Skip,
+    Space,
+    Store,
+    loops_of,
+    replace_loops,
+    statements_of,
+)
 from codegen.loop_print import kernel_text
 from codegen.loop_verify import verify
-from codegen.padding import LeaveOut, Note, padding_of
+from codegen.padding import LeaveOut, Note, can_note, padding_of
 from codegen.prepare import prepare
 from codegen.schedule_cpu import Scheduled, schedule
 from codegen.steps import apply
@@ -27,6 +42,7 @@ from symgrad.errors import CompileError
 from symgrad.optimize import optimize
 from symgrad.program import Program
 from symgrad.record import replace
+from symgrad.types import float32
 from tests.oracles import differs
 
 HOST = jit.host_target()
@@ -247,6 +263,19 @@ def test_kernels_that_do_not_pack_tile_after_tile_are_refused() -> None:
     pack = apply(kernels[0].kernel, ())
     with pytest.raises(ValueError, match="not packed tile after tile"):
         apply(pack, [replace(step, size=step.size // 2, notes="other")])
+
+
+def test_a_tile_packed_in_two_loops_is_refused() -> None:
+    """Each would note what it packs, and the second one alone would be known."""
+    buffers = (Buffer("w", float32, 64, Space.GLOBAL), Buffer("packed", float32, 64, Space.GLOBAL, True))
+
+    def half(start: int) -> For:
+        index = variable("k.0") * 16 + variable("k.1")
+        copied = (Load("v", "w", index, float32), Store("packed", index, "v"))
+        return For(Loop("k.0", 1, start, Bind.PARALLEL), (For(Loop("k.1", 16, 0, Bind.VECTOR, 16), copied),))
+
+    assert can_note(Kernel(buffers, (), (half(0), half(1))), Note("packed", 16, "notes"))
+    assert not can_note(Kernel(buffers, (), (half(0), half(1))), Note("packed", 32, "notes"))
 
 
 def skips_of(kernel: Kernel) -> list[For]:
