@@ -300,9 +300,11 @@ class _Emitter(Writer):
         level.lines.append(f"call void asm sideeffect {_MEMORY_FENCE}()")
 
     def _once(self, stmt: For, value: int) -> None:
-        self.variables[stmt.loop.name] = Variable(start=value, depth=0)
+        loop = stmt.loop
+        written_out = loop.extent if loop.bind is Bind.UNROLL and not loop.start else 0
+        self.variables[loop.name] = Variable(start=value, written_out=written_out)
         self._iteration(stmt)
-        del self.variables[stmt.loop.name]
+        del self.variables[loop.name]
 
     def _iteration(self, stmt: For) -> None:
         """The body of a loop for one value of its variable, in a branch where it may be left out."""
@@ -330,7 +332,7 @@ class _Emitter(Writer):
         loop = stmt.loop
         if self.vector is not None:
             raise CompileError(f"vector loop {loop.name} inside a vector loop")
-        self.vector = Variable(loop.start, None, loop.lanes, loop.extent, len(self.levels) - 1)
+        self.vector = Variable(loop.start, None, loop.lanes, loop.extent, len(self.levels) - 1, loop.extent)
         self.variables[loop.name] = self.vector
         self.b.lanes = loop.lanes
         self._body(stmt.body)

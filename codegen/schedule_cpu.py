@@ -20,7 +20,7 @@ from codegen.stream import Stream, apply_stream, large_results
 from codegen.target import Target
 from codegen.tiling import Choice, choices
 from codegen.transpose import Transpose, turned_loads
-from codegen.writer import MAX_SHUFFLED
+from codegen.writer import INTERLEAVED, MAX_SHUFFLED
 from symgrad.record import record, replace
 
 # Rows scanned side by side by one worker: their chains of additions overlap.
@@ -186,12 +186,39 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
         lanes *= 2
     lanes = _narrowed(lanes, extents[best])
     # The vector loop goes innermost.
-    inward, order = innermost([f.loop.name for f in loops], best)
-    rest = order[:-1]
+    beside = _beside(loops, best)
+    inward, order = innermost([f.loop.name for f in loops], *beside, best)
+    rest = order[: len(order) - 1 - len(beside)]
     sizes = [*(extents[n] for n in rest), -(-extents[best] // lanes)]
     outer = shared([*rest, f"{best}.0"], sizes)
-    steps = (*inward, Split(best, lanes), *outer, Vectorize(f"{best}.1", lanes))
+    within = [step for name in reversed(beside) for step in (Distribute(name), Unroll(name))]
+    steps = (*inward, Split(best, lanes), *within, *outer, Vectorize(f"{best}.1", lanes))
     return (*steps, *_streams(kernel, steps, target), *_map_ahead(kernel, loops[-1].body, f"{best}.1", target))
+
+
+def _beside(loops: list[For], best: str) -> list[str]:
+    """The short loops that are written out around the vector loop `best`: those that store between its lanes.
+
+    With them those that say which parts of arrays that lie side by side are read.
+    """
+    body = loops[-1].body
+    stores = [s for s in body if isinstance(s, Store)]
+    extents = {f.loop.name: f.loop.extent for f in loops}
+    stride = stores[0].index.factor(best) if stores else 0
+    if stride not in INTERLEAVED or any(s.index.terms != stores[0].index.terms for s in stores):
+        return []
+    inside = sorted((factor, name) for name, factor in stores[0].index.terms if factor < stride)
+    filled = 1
+    for factor, name in inside:
+        if factor != filled:
+            return []
+        filled *= extents[name]
+    if filled != stride:
+        return []
+    between = [name for _, name in reversed(inside)]
+    guards = [one for s in body if isinstance(s, Load) for one in s.guard]
+    parts = [n for n, extent in extents.items() if extent in INTERLEAVED and any(g.factor(n) for g in guards)]
+    return [*(name for name in parts if name not in (*between, best)), *between]
 
 
 def _streams(kernel: Kernel, steps: Sequence[Step], target: Target) -> tuple[Stream, ...]:
@@ -276,13 +303,18 @@ def _narrowed(lanes: int, extent: int) -> int:
 
 
 def _vector_loop(loops: list[For], lanes: int) -> str:
-    """The loop whose neighbors lie next to each other in most accesses; a short one only if all are short."""
+    """The loop whose neighbors lie next to each other in most accesses; a short one only if there is none around it."""
     body = loops[-1].body
     scores = [
         (min(f.loop.extent, lanes) * max(_unit_stride(body, f.loop.name), 0) + _stores(body, f.loop.name), k)
         for k, f in enumerate(loops)
     ]
-    return loops[max(scores)[1]].loop.name
+    best = loops[max(scores)[1]].loop
+    # A loop too short for the lanes is written out in one that steps over it.
+    around = [f.loop for f in loops if f.loop.extent > best.extent and best.name in _beside(loops, f.loop.name)]
+    if best.extent <= max(INTERLEAVED) and around:
+        return max(around, key=lambda one: one.extent).name
+    return best.name
 
 
 def _stores(body: Body, name: str) -> int:

@@ -1,4 +1,4 @@
-"""Transposition of blocks in registers: rows become columns by shuffles, two registers at a time."""
+"""Blocks turned in registers, and rows joined element by element, by shuffles, two registers at a time."""
 
 from __future__ import annotations
 
@@ -37,6 +37,16 @@ def transposed(b: ScalarBuilder, rows: Sequence[Value | None], count: int, *, wh
                 groups.append([_unknown(first, size)] * size)
         columns += [_joined(b, list(pieces)) for pieces in zip(*groups, strict=True)]
     return columns
+
+
+def interleaved(b: ScalarBuilder, rows: Sequence[Value]) -> Value:
+    """The elements of 2 or 4 rows in turn: all first ones, all second ones, and so on."""
+    rows = list(rows)
+    while len(rows) > 1:
+        half, lanes = len(rows) // 2, rows[0].lanes
+        picks = [place for lane in range(lanes) for place in (lane, lanes + lane)]
+        rows = [_shuffled(b, low, high, picks) for low, high in zip(rows[:half], rows[half:], strict=True)]
+    return rows[0]
 
 
 def _unknown(like: Value, lanes: int) -> Value:

@@ -13,7 +13,7 @@ from codegen.affine import Affine
 from codegen.combine import Accumulator
 from codegen.loop import Fetch, Kernel, Load, Space, Store
 from codegen.scalar_builder import ScalarBuilder, Value, memory_type
-from codegen.shuffles import transposed
+from codegen.shuffles import interleaved, transposed
 from codegen.target import CACHE_LINE, Target
 from symgrad.errors import CompileError
 from symgrad.record import record
@@ -28,13 +28,15 @@ DIVIDED_LEVELS = 2
 LOAD = "load"
 # Lanes at most this many elements apart are read as whole vectors and shuffled.
 MAX_SHUFFLED = 4
+# Lanes this many elements apart are stored together with what comes between them, where one kernel stores all.
+INTERLEAVED = (2, 4)
 
 
 @record
 class Variable:
     """What a loop variable is while its body is spelled: a number, a register, or the lanes of a vector.
 
-    It is one of the `extent` values from `start`.
+    It is one of the `extent` values from `start`; of a loop written out from 0 on, it is one of `written_out`.
     """
 
     start: int = 0
@@ -43,6 +45,7 @@ class Variable:
     active: int = 0
     depth: int = 0
     extent: int = 1
+    written_out: int = 0
 
 
 @record
@@ -101,6 +104,7 @@ class Writer:
         self.vector: Variable | None = None
         self.tiles: dict[str, Tile] = {}
         self.registers: dict[tuple[str, int], Accumulator] = {}  # of the sums that are not finished
+        self.beside: dict[object, list[Value]] = {}  # what is to be stored between the lanes of each other
         self.streaming = False  # whether stores that may go past the caches do
 
     # Values
@@ -220,16 +224,23 @@ class Writer:
 
     def within(self, guard: tuple[Affine, ...]) -> Named:
         """The truth of every guard, uniform when no guard depends on the lane."""
+        ranges = {name: (v.start, v.start + v.extent - 1) for name, v in self.variables.items()}
+        spans = [(one, one.range(ranges)) for one in guard]
+        if any(span is not None and span[1] < 0 for _, span in spans):
+            return Named(self.b.const(bool_, False), 0)
         result: Value | None = None
         depth = 0
-        for one in guard:
+        for one, span in spans:
+            if span is not None and span[0] >= 0:
+                continue
             number = self.number(one, int64)
             truth = self.b.compare("ge", number.value, 0)
             self.flush(self.place(number.depth, truth.lanes))
             depth = max(depth, number.depth)
             result = truth if result is None else self.b.bit_and(result, truth)
             self.flush(self.place(depth, result.lanes))
-        assert result is not None
+        if result is None:
+            return Named(self.b.const(bool_, True), 0)
         return Named(result, self.place(depth, result.lanes))
 
     def _pointer(self, buffer: str, const: int, uniform: list[tuple[str, int, int]], itemsize: int) -> Named:
@@ -286,6 +297,13 @@ class Writer:
             return
         frozen = buffer.space is Space.GLOBAL and not buffer.written
         guard = self.within(stmt.guard) if stmt.guard else None
+        if guard is not None and guard.value.text == "true":
+            guard = None
+        elif guard is not None and guard.value.text == "false":
+            zero = self.b.from_memory(self.b.const(_memory_dtype(buffer.dtype), 0), stmt.dtype)
+            self.flush(0)
+            self.name(stmt.name, Named(zero, 0))
+            return
         lanes = self.vector.lanes if self.vector is not None and (stride or vectors) else 1
         if guard is not None:
             lanes = max(lanes, guard.value.lanes)
@@ -472,6 +490,9 @@ class Writer:
             tile.rows[const] = value
             tile.columns.clear()
             return
+        if (part := self._part_beside(stmt, stride)) is not None and not vectors:
+            self._store_beside(stmt, const - part, uniform, stride)
+            return
         pointer = self._pointer(stmt.buffer, const, uniform, buffer.dtype.itemsize).value.text
         value = b.to_memory(self.named[stmt.value].value)
         one = memory_type(buffer.dtype, 1)
@@ -482,6 +503,30 @@ class Writer:
         else:
             self._store_lanes(buffer.dtype, b.splat(value), pointer, stride, vectors, stmt.past_caches)
         self.flush(len(self.levels) - 1)
+
+    def _part_beside(self, stmt: Store, stride: int) -> int | None:
+        """The place between lanes at which loops that are written out store, if they store at each; else None."""
+        known = ((factor, self.variables.get(name)) for name, factor in stmt.index.terms if 0 < factor < stride)
+        inside = sorted((factor, v.written_out, v.start) for factor, v in known if v is not None and v.written_out)
+        part, filled = 0, 1
+        for factor, extent, at in inside:
+            if factor != filled:
+                return None
+            part, filled = part + factor * at, filled * extent
+        return part if filled == stride and stride in INTERLEAVED else None
+
+    def _store_beside(self, stmt: Store, const: int, uniform: list[tuple[str, int, int]], stride: int) -> None:
+        """Store lanes between the lanes of other iterations when all of these are known: neighbors in memory."""
+        assert self.vector is not None
+        b, dtype, level = self.b, self.buffers[stmt.buffer].dtype, len(self.levels) - 1
+        parts = self.beside.setdefault((id(stmt), const), [])
+        parts.append(b.splat(b.to_memory(self.named[stmt.value].value)))
+        self.flush(level)
+        if len(parts) == stride:
+            del self.beside[id(stmt), const]
+            pointer = self._pointer(stmt.buffer, const, uniform, dtype.itemsize).value.text
+            self._store_pieces(dtype, interleaved(b, parts), pointer, stride * self.vector.active)
+            self.flush(level)
 
     def _store_lanes(
         self,
@@ -513,7 +558,7 @@ class Writer:
             )
             return
         if stride == 1 and not vectors:
-            self._store_pieces(dtype, value, pointer)
+            self._store_pieces(dtype, value, pointer, v.active)
             return
         for lane, offset in enumerate(self._lane_offsets(stride, vectors, dtype.itemsize)):
             element, spot = b.fresh(), b.fresh()
@@ -523,13 +568,12 @@ class Writer:
                 f"store {one} {element}, ptr {spot}, align {dtype.itemsize}",
             ]
 
-    def _store_pieces(self, dtype: DType, value: Value, pointer: str) -> None:
-        """Store neighboring lanes, fewer than the register has, in pieces of as many as a power of two."""
-        assert self.vector is not None
-        b, active, start = self.b, self.vector.active, 0
+    def _store_pieces(self, dtype: DType, value: Value, pointer: str, active: int) -> None:
+        """Store the first lanes, which are neighbors, in pieces of as many as a power of two."""
+        b, start = self.b, 0
         while start < active:
             count = 1 << (active - start).bit_length() - 1
-            part, spot = b.part(value, start, count), b.fresh()
+            part, spot = value if count == value.lanes else b.part(value, start, count), b.fresh()
             b.lines += [
                 f"{spot} = getelementptr i8, ptr {pointer}, i64 {start * dtype.itemsize}",
                 f"store {b.type_of(part)} {part.text}, ptr {spot}, align {dtype.itemsize}",

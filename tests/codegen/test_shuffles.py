@@ -1,14 +1,21 @@
-"""Blocks turned in registers: where each element goes, followed through the shuffles."""
+"""Blocks turned in registers: where each element goes, followed through the shuffles; rows joined by elements."""
 
 from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 
+import symgrad as sg
+from codegen import jit
+from codegen.build import build
+from codegen.machine_code import KernelStore
 from codegen.scalar_builder import ScalarBuilder, Value
 from codegen.shuffles import transposed
 from codegen.target import Target
+from symgrad.optimize import optimize
+from symgrad.program import Program
 from symgrad.types import DType, float32, float64, int8, int16
 
 SIZES = (2, 4, 8, 16, 32, 64)
@@ -56,3 +63,36 @@ def test_a_square_takes_the_least_shuffles() -> None:
     b = ScalarBuilder(1, Target("any", "", "", "", 64, 32, fma=True, masked=True))
     transposed(b, [Value(f"%r{k}", float32, 16) for k in range(16)], 16, whole=True)
     assert sum("shufflevector" in line for line in b.lines) == 64
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int16", "bool"])
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_parts_side_by_side(parts: int, dtype: str) -> None:
+    """Rows whose elements lie between each other are stored together, whole vectors and what is left of a row."""
+    generator = np.random.default_rng(parts)
+    for extent in (1, 5, 14, 16, 17, 33, 64):
+        arrays = [generator.integers(0, 2, (3, extent)).astype(dtype) for _ in range(parts)]
+        g = sg.Graph()
+        nodes = [g.input(f"x{k}", (3, extent), dtype) for k in range(parts)]
+        together = sg.compile(nodes, sg.stack(nodes, axis=-1))
+        np.testing.assert_array_equal(together(*arrays), np.stack(arrays, axis=-1))
+
+
+@pytest.mark.parametrize("target", ["host", "narrow"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_windows_side_by_side(size: int, target: str) -> None:
+    """What is computed window by window and stored row by row: the gradient of pooling."""
+    generator = np.random.default_rng(size)
+    for rows, columns in ((1, 3), (4, 14), (3, 21)):
+        x = generator.standard_normal((2, rows * size, columns * size)).astype(np.float32)
+        g = sg.Graph()
+        node = g.input("x", x.shape)
+        pooled = sg.max(sg.reshape(node, (2, rows, size, columns, size)), axis=(2, 4))
+        program = optimize(Program(g, (node,), (sg.grad(sg.sum(pooled * pooled), node),)), "infer", {})
+        wide = jit.host_target() if target == "host" else jit.host_target(16)
+        executable = build(program, KernelStore(), target=wide)
+        made = np.empty(x.shape, np.float32)
+        assert executable.run([x, made]) == 0
+        blocks = x.reshape(2, rows, size, columns, size)
+        most = blocks.max(axis=(2, 4), keepdims=True)
+        np.testing.assert_array_equal(made, np.where(blocks == most, 2 * most, 0).reshape(x.shape))
