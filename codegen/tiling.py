@@ -318,7 +318,7 @@ def _pack_rows(frame: Frame, rows: Loop, reuse: int) -> bool:
         return False
     extents = {o.name: o.extent for o in (*shape.outer, *shape.inner)}
     mine = shape.loops_of(factor)
-    near = frame.target.l1 if reuse >= OFTEN else frame.target.l2 // 2
+    near = frame.target.l1 if reuse >= OFTEN else frame.target.l2 // 4
     long = frame.depth * rows.extent * itemsize_of(shape, factor) > near
     # Overlapping windows are more packed than they are.
     fits = math.prod(extents[name] for name in mine) <= frame.kernel.buffer(load.buffer).size
