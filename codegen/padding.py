@@ -41,8 +41,12 @@ from symgrad.record import record, replace
 from symgrad.storage import Literal
 from symgrad.types import bool_
 
-# Multiply-adds of the terms that are written out one after the other, so that each knows which rows it counts for.
+# Terms that are written out one after the other, so that each knows which rows it counts for: the elements of a window,
+# not its places; and how many multiply-adds they may have together.
+MOST_TERMS = 8
 MOST_WRITTEN_OUT = 256
+# Multiply-adds in an iteration that are worth a branch around them.
+LEAST_SKIPPED = 32
 
 
 @record
@@ -226,19 +230,22 @@ class _Leaving:
         load = Load(seen, self.step.note.notes, tile, dtype)
         return (load, Let(self.unless, "isnan", (seen,), bool_), changed)
 
-    def _attached(self, stmt: For, ranges: Mapping[str, tuple[int, int]], serial: Loop | None) -> For:
+    def _attached(self, stmt: For, ranges: Mapping[str, tuple[int, int]], serial: For | None) -> For:
         """A loop in which guards stand where they can; `serial` is the innermost loop around it that counts."""
         inside = _with(ranges, stmt.loop)
-        counting = stmt.loop if stmt.loop.bind is Bind.SERIAL and stmt.loop.extent > 1 else serial
+        counting = stmt if stmt.loop.bind is Bind.SERIAL and stmt.loop.extent > 1 else serial
         body = tuple(self._attached(s, inside, counting) if isinstance(s, For) else s for s in stmt.body)
         loop = stmt.loop
         guards = frozenset[Affine].intersection(*(guards for guards, _ in self._terms(stmt, ranges)))
         own = [one for one in guards if one.factor(loop.name) and {name for name, _ in one.terms} <= inside.keys()]
-        if loop.bind is Bind.UNROLL and serial is not None and serial.extent * _products(stmt) > MOST_WRITTEN_OUT:
-            own = [one for one in own if not one.factor(serial.name)]
-        if own and loop.bind in (Bind.SERIAL, Bind.UNROLL):
+        if loop.bind is Bind.UNROLL:
+            # A branch for each row pays only where terms are written out, so that most of them are decided.
+            own = [one for one in own if serial is not None and _is_short(serial) and one.factor(serial.loop.name)]
+        elif loop.bind is not Bind.SERIAL or _products(stmt) < LEAST_SKIPPED * loop.extent:
+            own = []
+        if own:
             loop = replace(loop, skip=Skip(tuple(sorted(own, key=str)), self.unless))
-        if stmt.loop is counting and any(_depends(f.loop, loop.name) for f in loops_of(body)):
+        if stmt is counting and _is_short(stmt) and any(_depends(f.loop, loop.name) for f in loops_of(body)):
             loop = replace(loop, bind=Bind.UNROLL)
         return For(loop, body)
 
@@ -280,6 +287,11 @@ def _is_sum(stmt: For) -> bool:
     sums = [s for s in stmts if isinstance(s, Accumulate)]
     plain = all(isinstance(s, allowed) and not (isinstance(s, Let) and s.op == "check_index") for s in stmts)
     return plain and bool(sums) and all(s.combine == "fma" and s.name is None for s in sums)
+
+
+def _is_short(stmt: For) -> bool:
+    """Whether a loop over terms of sums can be written out."""
+    return stmt.loop.extent <= MOST_TERMS and _products(stmt) <= MOST_WRITTEN_OUT
 
 
 def _depends(loop: Loop, name: str) -> bool:

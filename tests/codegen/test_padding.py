@@ -16,6 +16,7 @@ from codegen.affine import Affine, variable
 from codegen.ahead import TermAhead
 from codegen.group import Anchor
 from codegen.loop import (
+    Accumulate,
     Bind,
     Buffer,
     Fetch,
@@ -369,3 +370,22 @@ def _around(body: tuple[Any, ...], name: str, loops: tuple[str, ...] = ()) -> tu
             if found:
                 return found
     return ()
+
+
+def test_places_of_windows_are_not_written_out() -> None:
+    """Terms that a gradient by weights sums are the places of windows: many, so that none of them is left out."""
+    g = sg.Graph()
+    x, w, d = g.input("x", (4, 1, 28, 28)), g.input("w", (32, 1, 3, 3)), g.input("d", (4, 32, 28, 28))
+    slope = sg.grad(sg.nn.conv2d(x, w, padding=1), w, cotangent=d)
+    program = optimize(Program(g, (x, w, d), (slope,)), "infer", {})
+    made = works.works_of(prepare(program), HOST, lambda _: None, None)
+    sums = [f for work in made for f in loops_of(work.kernel.body) if any(isinstance(s, Accumulate) for s in f.body)]
+    assert sums
+    assert all(f.loop.skip is None for work in made for f in loops_of(work.kernel.body))
+    assert all(len(kernel_text(work.kernel).splitlines()) < 200 for work in made)
+    assert not [
+        f.loop
+        for work in made
+        for f in loops_of(work.kernel.body)
+        if f.loop.bind is Bind.UNROLL and f.loop.name in ("k0", "k1", "k2")
+    ]
