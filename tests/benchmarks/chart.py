@@ -180,7 +180,7 @@ def _draw(rows: Sequence[tuple[str, Mapping[str, float]]], theme: Theme, path: P
             for spine in part.spines.values():
                 spine.set_visible(False)
         axes.xaxis.label.set_color(theme.text)
-        figure.savefig(path, transparent=True, metadata={"Date": None})
+        figure.savefig(path, transparent=True, bbox_inches="tight", pad_inches=0.15, metadata={"Date": None})
     return path
 
 
