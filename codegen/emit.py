@@ -309,23 +309,16 @@ class _Emitter(Writer):
     def _iteration(self, stmt: For) -> None:
         """The body of a loop for one value of its variable, in a branch where it may be left out."""
         skip = stmt.loop.skip
-        if skip is None:
-            self._body(stmt.body)
-            return
-        ranges = {name: (v.start, v.start + v.extent - 1) for name, v in self.variables.items()}
-        spans = [(one, one.range(ranges)) for one in skip.guard]
-        unsure = tuple(one for one, span in spans if span is None or span[0] < 0)
-        if not unsure:
+        within = self.within(skip.guard) if skip is not None else None
+        if skip is None or within is None or within.value.text == "true":
             self._body(stmt.body)
             return
         counts = self.named[skip.unless]
-        if all(span is None or span[1] >= 0 for _, span in spans):
-            within = self.within(unsure)
-            value = self.b.bit_or(within.value, counts.value)
-            depth = self.place(max(within.depth, counts.depth), 1)
-            self.flush(depth)
-            counts = Named(value, depth)
-        with self._where(counts.value.text, self._label("s")):
+        value = counts.value
+        if within.value.text != "false":
+            value = self.b.bit_or(within.value, value)
+            self.flush(max(within.depth, counts.depth))
+        with self._where(value.text, self._label("s")):
             self._body(stmt.body)
 
     def _vector(self, stmt: For) -> None:
