@@ -113,10 +113,11 @@ def apply_note(pack: Kernel, step: Note) -> Kernel:
     return Kernel((*pack.params, replace(notes, written=True)), (*pack.locals, sums), body)
 
 
-def note_panel(body: Body, step: Note, packed: Buffer) -> tuple[Body, tuple[Buffer, ...]]:
-    """Loops that pack a panel, which is one tile, and note whether it is finite; the buffers that this takes."""
+def note_panel(body: Body, step: Note, packed: Buffer) -> tuple[Body, Buffer]:
+    """Loops that pack a panel, which is one tile, and note whether it is finite; what that is summed in."""
     once = Loop(f"{step.notes}_once", 1)
-    return (For(once, _with_note(body, step, ZERO, packed)),), _note_buffers(packed, step)
+    _, sums = _note_buffers(packed, step)
+    return (For(once, _with_note(body, step, ZERO, packed)),), sums
 
 
 def _note_buffers(packed: Buffer, step: Note) -> tuple[Buffer, Buffer]:
@@ -131,9 +132,9 @@ def leave_out(kernel: Kernel, step: LeaveOut) -> Kernel:
     body = found.body(kernel.body, {})
     if not found.skips:
         return kernel
-    if any(b.name == step.note.notes for b in kernel.locals):
-        return replace(kernel, body=body)
     notes, _ = _note_buffers(kernel.buffer(step.note.packed), step.note)
+    if notes.space is Space.SCRATCH:
+        return replace(kernel, locals=(*kernel.locals, notes), body=body)
     return replace(kernel, params=(*kernel.params, notes), body=body)
 
 

@@ -79,9 +79,6 @@ def schedule_contract(
         leaving = _leaving(frame, tiling, padded, "packed_columns", tiling.column_tile)
         if leaving is not None and not can_note(pack, leaving.note):
             leaving = None
-        if leaving is not None:
-            steps = (*steps, leaving.note)
-            pack = apply(pack, [leaving.note])
         out.append((pack, steps))
         kernel = staged.rest
     if tiling.pack_rows and tiling.rows is not None:
@@ -96,10 +93,14 @@ def schedule_contract(
         kernel = fetch_panel(kernel, panel, f"{tiling.rows}.0", passes)
     if panel is not None:
         leaving = _leaving(frame, tiling, padded, "panel", panel.block)
-        kernel = fill_panel(kernel, panel, leaving.note if leaving is not None else None)
-    if leaving is not None:
-        steps = (*steps, leaving)
-        kernel = apply(kernel, [leaving])
+    note: Note | None = None
+    if leaving is not None and (left := apply(kernel, [leaving])) != kernel:
+        kernel, steps, note = left, (*steps, leaving), leaving.note
+    if panel is not None:
+        kernel = fill_panel(kernel, panel, note)
+    elif note is not None:
+        pack, packing = out[0]
+        out[0] = apply(pack, [note]), (*packing, note)
     out.append((kernel, steps))
     return out
 
@@ -223,19 +224,22 @@ def _term_ahead(shape: Contraction, tiling: Tiling) -> TermAhead | None:
     if tiling.ahead is None or not shape.inner:
         return None
     load = next(load for f in shape.factors if tiling.rows in shape.loops_of(f) and (load := shape.load(f)) is not None)
-    term = shape.inner[0].name
-    if len(shape.inner) == 1 and shape.inner[0].extent >= 2 * CHAIN:
-        term = f"{term}.1"
+    term, _ = _first_terms(shape)
     if _shares(shape, tiling) == 1:
         return TermAhead(load.buffer, tiling.ahead, term)
     return TermAhead(load.buffer, tiling.ahead, f"{term}.0", f"{term}.1", f"{tiling.columns}.1.0")
 
 
+def _first_terms(shape: Contraction) -> tuple[str, int]:
+    """The outermost loop over terms of a sum, or of a chain of one that consists of several, and its extent."""
+    first = shape.inner[0]
+    in_chains = len(shape.inner) == 1 and first.extent >= 2 * CHAIN
+    return (f"{first.name}.1", CHAIN) if in_chains else (first.name, first.extent)
+
+
 def _shares(shape: Contraction, tiling: Tiling) -> int:
     """Among how many tiles of a block of columns the terms are divided that each fetches for all."""
-    extent = shape.inner[0].extent
-    if len(shape.inner) == 1 and extent >= 2 * CHAIN:
-        extent = CHAIN
+    _, extent = _first_terms(shape)
     return next(k for k in range(tiling.column_block // tiling.column_tile, 0, -1) if extent % k == 0)
 
 

@@ -184,8 +184,11 @@ def fill_panel(kernel: Kernel, panel: Panel, note: Note | None = None) -> Kernel
 
     def nest(width: int) -> Body:
         made = _panel_nest(panel, width)
-        body, notes = (made.body, ()) if note is None else note_panel(made.body, note, kernel.buffer(note.packed))
-        more.update((b.name, b) for b in (*made.locals, *notes))
+        more.update((b.name, b) for b in made.locals)
+        if note is None:
+            return made.body
+        body, sums = note_panel(made.body, note, kernel.buffer(note.packed))
+        more[sums.name] = sums
         return body
 
     body = _fill(kernel.body, panel, panel.outer | {f"{panel.columns}.0"}, 0, nest)
