@@ -211,7 +211,7 @@ class _Leaving:
         for stmt in body:
             if not isinstance(stmt, For):
                 out.append(stmt)
-            elif not _is_sum(stmt):
+            elif not is_sum(stmt):
                 out.append(For(stmt.loop, self.body(stmt.body, _with(ranges, stmt.loop))))
             else:
                 out += self._sum(stmt, ranges)
@@ -242,7 +242,7 @@ class _Leaving:
         if loop.bind is Bind.UNROLL:
             # A branch for each row pays only where terms are written out, so that most of them are decided.
             own = [one for one in own if serial is not None and _is_short(serial) and one.factor(serial.loop.name)]
-        elif loop.bind is not Bind.SERIAL or _products(stmt) < LEAST_SKIPPED * loop.extent:
+        elif loop.bind is not Bind.SERIAL or products_of(stmt) < LEAST_SKIPPED * loop.extent:
             own = []
         if own:
             loop = replace(loop, skip=Skip(tuple(sorted(own, key=str)), self.unless))
@@ -281,7 +281,7 @@ class _Leaving:
         return [one for one in guards if (span := one.range(ranges)) is None or span[0] < 0]
 
 
-def _is_sum(stmt: For) -> bool:
+def is_sum(stmt: For) -> bool:
     """Whether a loop does nothing but add products to sums, so that iterations can be left out."""
     allowed = (Load, Let, Index, Within, Fetch, Accumulate)
     stmts = statements_of(stmt.body)
@@ -292,7 +292,7 @@ def _is_sum(stmt: For) -> bool:
 
 def _is_short(stmt: For) -> bool:
     """Whether a loop over terms of sums can be written out."""
-    return stmt.loop.extent <= MOST_TERMS and _products(stmt) <= MOST_WRITTEN_OUT
+    return stmt.loop.extent <= MOST_TERMS and products_of(stmt) <= MOST_WRITTEN_OUT
 
 
 def _depends(loop: Loop, name: str) -> bool:
@@ -300,9 +300,9 @@ def _depends(loop: Loop, name: str) -> bool:
     return loop.bind is Bind.UNROLL and loop.skip is not None and any(one.factor(name) for one in loop.skip.guard)
 
 
-def _products(stmt: For) -> int:
+def products_of(stmt: For) -> int:
     """Vector multiply-adds of a loop that is written out."""
-    inner = sum(_products(s) if isinstance(s, For) else isinstance(s, Accumulate) for s in stmt.body)
+    inner = sum(products_of(s) if isinstance(s, For) else isinstance(s, Accumulate) for s in stmt.body)
     return inner * (1 if stmt.loop.bind is Bind.VECTOR else stmt.loop.extent)
 
 

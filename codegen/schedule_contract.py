@@ -9,8 +9,8 @@ from types import MappingProxyType
 from codegen.ahead import StripAhead, TermAhead
 from codegen.costs import COSTS
 from codegen.frame import ROW_GROUP, Frame, epilogue, frame_of, is_one_row, is_shifted, passed_arrays
-from codegen.loop import For, Kernel, Let, Loop, loops_of
-from codegen.padding import LeaveOut, Note, Padding, can_note
+from codegen.loop import Bind, For, Kernel, Let, Loop, loops_of
+from codegen.padding import LeaveOut, Note, Padding, can_note, is_sum, products_of
 from codegen.stage import (
     Contraction,
     Panel,
@@ -40,6 +40,9 @@ from symgrad.types import float32, float64
 LONG_EPILOGUE = 300
 # Strips of rows that take long enough for memory to bring what the next panel is packed from.
 LEAST_STRIPS = 8
+# Terms of a sum that are written out one after the other in a register tile, and the vector multiply-adds of them.
+MOST_TERMS = 8
+MOST_PRODUCTS = 128
 # Lines of a factor that are packed for all tiles before the next ones.
 PACKED_LINES = 16
 # Vectors and elements of the pieces in which the lines of a factor are read that meets one row.
@@ -96,6 +99,8 @@ def schedule_contract(
     note: Note | None = None
     if leaving is not None and (left := apply(kernel, [leaving])) != kernel:
         kernel, steps, note = left, (*steps, leaving), leaving.note
+    writing = _written_out(kernel)
+    kernel, steps = apply(kernel, writing), (*steps, *writing)
     if panel is not None:
         kernel = fill_panel(kernel, panel, note)
     elif note is not None:
@@ -160,7 +165,7 @@ def _plain(kernel: Kernel) -> tuple[Kernel, tuple[Step, ...]]:
 
 
 def _tile_steps(shape: Contraction, tiling: Tiling, passes: int = 0) -> tuple[Step, ...]:
-    """The steps of a tiling; the sum is split by `passes` where so many strips of rows fetch the next panel."""
+    """The steps of a tiling; the sum is split in runs where so many strips of rows pass and fetch the next panel."""
     rows, more, columns = tiling.rows, tiling.more, tiling.columns
     steps: list[Step] = [Split(tiling.beside.loop, tiling.beside.size)] if tiling.beside is not None else []
     inside = (*more, columns) if rows is None else (rows, *more, columns)
@@ -178,7 +183,9 @@ def _tile_steps(shape: Contraction, tiling: Tiling, passes: int = 0) -> tuple[St
             steps.append(Split(last, tiling.line))
             fetching, levels = f"{last}.1", levels + 1
         if passes:
-            steps.append(Split(last, passes))
+            # Runs without a shorter last one need no second form; what several strips fetch is there already.
+            run = next((k for k in range(passes, passes // 2, -1) if shape.inner[-1].extent % k == 0), passes)
+            steps.append(Split(last, run))
             levels += 1
     ahead = _term_ahead(shape, tiling)
     if ahead is not None and ahead.share is not None:
@@ -217,6 +224,24 @@ def _tile_steps(shape: Contraction, tiling: Tiling, passes: int = 0) -> tuple[St
     if ahead is not None:
         steps.append(ahead)
     return tuple(steps)
+
+
+def _written_out(kernel: Kernel) -> list[Step]:
+    """Write out several terms of the innermost loops of sums: to count them takes instructions as well."""
+    found: dict[str, list[For]] = {}
+    for stmt in loops_of(kernel.body):
+        if is_sum(stmt) and all(f.loop.bind in (Bind.UNROLL, Bind.VECTOR) for f in loops_of(stmt.body)):
+            found.setdefault(stmt.loop.name, []).append(stmt)
+    steps: list[Step] = []
+    for name, stmts in found.items():
+        if any(s.loop.bind is not Bind.SERIAL or s.loop.start or s.loop.skip is not None for s in stmts):
+            continue
+        terms = math.gcd(*(s.loop.extent for s in stmts))
+        most = min(MOST_PRODUCTS * s.loop.extent // products_of(s) for s in stmts)
+        count = next((k for k in range(min(MOST_TERMS, most), 1, -1) if terms % k == 0), 1)
+        if count > 1:
+            steps += [Split(name, count), Unroll(f"{name}.1")]
+    return steps
 
 
 def _term_ahead(shape: Contraction, tiling: Tiling) -> TermAhead | None:

@@ -207,8 +207,8 @@ def can_fetch(panel: Panel, shape: Contraction, kernel: Kernel, least: int) -> b
 def fetch_panel(kernel: Kernel, panel: Panel, strips: str, count: int) -> Kernel:
     """The scheduled kernel with fetches of what the next panel is packed from while `count` strips of rows pass one.
 
-    `strips` is the loop over them. The summation loop is split by `count`: before each run of it a strip fetches what
-    its tile reads for one term.
+    `strips` is the loop over them. The summation loop is split in runs of at most `count` terms: before each of them a
+    strip fetches what its tile reads for one term.
     """
     (load,) = (s for s in panel.body if isinstance(s, Load))
     summed = panel.inner[0]

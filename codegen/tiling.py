@@ -38,7 +38,7 @@ FAR_STEPS = 64
 LOW = 5
 # Instructions of a step of the sum beside those for the elements of a tile, and how many a core takes in a cycle while
 # another thread has half of it; the cycles until a multiply-add is done.
-STEP_INSTRUCTIONS = 3
+STEP_INSTRUCTIONS = 1
 INSTRUCTIONS = 3
 LATENCY = 4
 # Cycles lost where the innermost loop of the sum begins anew: a branch that was not foreseen.
