@@ -73,6 +73,7 @@ def host_target(vector_bytes: int | None = None) -> Target:
         fma=width > 16 or _is_arm(machine),
         masked=width == 64,
         scalef=width == 64 and bool(features.get("avx512f")) and bool(features.get("avx512vl")),
+        spreads=width == 64 and bool(features.get("avx512f")),
         streams=machine == "x86_64",
         l1=l1,
         l2=l2,

@@ -55,6 +55,8 @@ FEW_STRIPS = 16
 MOST_BESIDE = 7
 # Packed columns are read again for every image rather than images for every block of columns, up to so many times more.
 READ_AGAIN = 2
+# Sizes of the second cache up to which packed columns are not far from it.
+NEAR = 3
 # Bytes that a core finds again without a search for their pages: packed columns of a tile that many rows pass.
 REACH = 96 << 12
 # Vectors of a register tile.
@@ -229,8 +231,11 @@ def _passing(frame: Frame, choice: Choice) -> tuple[str, ...]:
         return tuple(names)
     apart = _apart(frame)
     blocks = -(-frame.columns.extent // (choice.column_block * frame.lanes * choice.vectors))
-    again = math.prod(o.extent for o in apart) * frame.columns.extent * frame.depth
-    if again > READ_AGAIN * blocks * frame.kernel.buffer(load.buffer).size:
+    columns = frame.columns.extent * frame.depth
+    near = columns * itemsize_of(frame.shape, frame.column_factor) <= NEAR * frame.target.l2
+    rows = frame.height * frame.depth * math.prod(o.extent for o in frame.own if o is not frame.rows)
+    size = rows if choice.pack_rows else frame.kernel.buffer(load.buffer).size
+    if math.prod(o.extent for o in apart) * columns > (READ_AGAIN if near else 1) * blocks * size:
         return tuple(names)
     return tuple(name for name in names if all(name != o.name for o in apart))
 
@@ -301,15 +306,22 @@ def _more_rows(rows: Loop, own: Sequence[Loop], row_tile: int, tallest: int) -> 
 
 
 def _pack_columns(frame: Frame, strips: int) -> bool:
-    """Pack what does not lie along the lanes, and what several strips of rows read at long distances."""
+    """Pack what does not lie along the lanes, and what several strips of rows read at long distances.
+
+    Many strips are worth packing vectors of which most cross lines of the cache, which take two reads each.
+    """
     if not can_read_columns(frame):
         return True
-    far = is_far(frame.shape, frame.column_factor, frame.shape.inner[-1].name)
-    return strips >= PACK_REUSE and frame.depth >= FAR_STEPS and far
+    last = frame.shape.inner[-1].name
+    far = is_far(frame.shape, frame.column_factor, last)
+    load = frame.shape.load(frame.column_factor)
+    itemsize = itemsize_of(frame.shape, frame.column_factor)
+    crossing = strips > FEW_STRIPS and load is not None and load.index.factor(last) * itemsize % CACHE_LINE != 0
+    return strips >= PACK_REUSE and frame.depth >= FAR_STEPS and (far or crossing)
 
 
 def _pack_rows(frame: Frame, rows: Loop, reuse: int) -> bool:
-    """Pack rows that are computed, and long rows that many column tiles read across the direction they lie in."""
+    """Pack rows that are computed, and those that many column tiles read with gaps, or long and across their direction."""
     shape, factor = frame.shape, frame.row_factor
     load = shape.load(factor)
     if load is None:
@@ -319,11 +331,14 @@ def _pack_rows(frame: Frame, rows: Loop, reuse: int) -> bool:
     extents = {o.name: o.extent for o in (*shape.outer, *shape.inner)}
     mine = shape.loops_of(factor)
     near = frame.target.l1 if reuse >= OFTEN else frame.target.l2 // 4
-    long = frame.depth * rows.extent * itemsize_of(shape, factor) > near
+    itemsize = itemsize_of(shape, factor)
+    long = frame.depth * rows.extent * itemsize > near
+    size = frame.kernel.buffer(load.buffer).size
+    gaps = itemsize < abs(load.index.factor(rows.name)) * itemsize < CACHE_LINE and size * itemsize > frame.target.l2 // 4
     # Overlapping windows are more packed than they are.
-    fits = math.prod(extents[name] for name in mine) <= frame.kernel.buffer(load.buffer).size
+    fits = math.prod(extents[name] for name in mine) <= size
     far = any(is_far(shape, factor, one.name) for one in (rows, *shape.inner) if one.name in mine)
-    return reuse >= PACK_REUSE and long and far and fits
+    return reuse >= PACK_REUSE and ((long and far) or gaps) and fits
 
 
 def _vectors(frame: Frame) -> int:

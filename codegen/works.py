@@ -175,13 +175,13 @@ def _with_absorbed(
 
 
 def _filling(reader: _Made, value: str, source: _Made, target: Target) -> Slices | None:
-    """How a reader can fill a value: its last kernel alone reads it, in slices that fit into half of its cache."""
+    """How a reader can fill a value: its last kernel alone reads it, in slices that fit into its second cache."""
     (name,) = [b for b, v in reader.values.items() if v == value]
     if any(b.name == name for part in reader.parts[:-1] for b in part.kernel.params):
         return None
     kernel = reader.parts[-1].kernel
     slices = slices_of(kernel, name)
-    if slices is None or slices.size * kernel.buffer(name).dtype.itemsize > target.l2 // 2:
+    if slices is None or slices.size * kernel.buffer(name).dtype.itemsize > target.l2:
         return None
     return slices if is_filled_in(source.naive.kernel, slices) else None
 

@@ -17,7 +17,7 @@ from codegen.shuffles import interleaved, transposed
 from codegen.target import CACHE_LINE, Target
 from symgrad.errors import CompileError
 from symgrad.record import record
-from symgrad.types import DType, bool_, int64, uint8
+from symgrad.types import DType, bool_, float32, float64, int64, uint8
 
 SCRATCH_ALIGNMENT = 64
 # Where in scratch memory stands which iteration of a divided loop a worker came to last: one word for a parallel loop,
@@ -30,13 +30,16 @@ LOAD = "load"
 MAX_SHUFFLED = 4
 # Lanes this many elements apart are stored together with what comes between them, where one kernel stores all.
 INTERLEAVED = (2, 4)
+# Vectors of a tile up to which each reads elements of some rows for itself.
+MOST_READING = 3
 
 
 @record
 class Variable:
     """What a loop variable is while its body is spelled: a number, a register, or the lanes of a vector.
 
-    It is one of the `extent` values from `start`; of a loop written out from 0 on, it is one of `written_out`.
+    It is one of the `extent` values from `start`; of a loop written out from 0 on, it is one of `written_out`. `places`
+    says that sums stand at places which it numbers.
     """
 
     start: int = 0
@@ -46,6 +49,7 @@ class Variable:
     depth: int = 0
     extent: int = 1
     written_out: int = 0
+    places: bool = False
 
 
 @record
@@ -243,8 +247,13 @@ class Writer:
             return Named(self.b.const(bool_, True), 0)
         return Named(result, self.place(depth, result.lanes))
 
-    def _pointer(self, buffer: str, const: int, uniform: list[tuple[str, int, int]], itemsize: int) -> Named:
-        """The address of an element: outer terms first, so that each loop adds to an address from outside."""
+    def _pointer(
+        self, buffer: str, const: int, uniform: list[tuple[str, int, int]], itemsize: int, copy: int = 0
+    ) -> Named:
+        """The address of an element: outer terms first, so that each loop adds to an address from outside.
+
+        LLVM does not know that one with another number `copy` is the same.
+        """
         text, depth = f"%b_{buffer}", 0
         for register, factor, at in uniform:
             depth = max(depth, at)
@@ -259,8 +268,8 @@ class Writer:
                 self.flush(depth)
                 found = self.remember(depth, key, Value(moved, int64, 1))
             text = found.value.text
-        if const and self.registers and depth and depth == len(self.levels) - 1:
-            text = self._opaque(text, depth)
+        if copy or (const and self.registers and depth and depth == len(self.levels) - 1):
+            text = self._opaque(text, depth, copy)
         if const:
             key = ("address", text, const * itemsize)
             found = self.remembered(key)
@@ -272,13 +281,13 @@ class Writer:
             text = found.value.text
         return Named(Value(text, int64, 1), depth)
 
-    def _opaque(self, pointer: str, depth: int) -> str:
+    def _opaque(self, pointer: str, depth: int, copy: int) -> str:
         """The same pointer, of which LLVM does not know where it comes from.
 
         It would look for other ways to count through all places at constant distances from it, and with many sums in
         registers count each place by itself, in memory.
         """
-        key = ("opaque", pointer)
+        key = ("opaque", pointer, copy)
         found = self.remembered(key)
         if found is None:
             same = self.b.fresh()
@@ -307,7 +316,8 @@ class Writer:
         lanes = self.vector.lanes if self.vector is not None and (stride or vectors) else 1
         if guard is not None:
             lanes = max(lanes, guard.value.lanes)
-        pointer = self._pointer(stmt.buffer, const, uniform, buffer.dtype.itemsize)
+        copy = self._reading_again(stmt) if lanes == 1 and self.registers else 0
+        pointer = self._pointer(stmt.buffer, const, uniform, buffer.dtype.itemsize, copy)
         active = self.vector.active if self.vector is not None and lanes > 1 else 1
         condition = guard.value.text if guard is not None else ""
         key = (LOAD, stmt.buffer, pointer.value.text, lanes, active, stride, tuple(vectors), condition)
@@ -325,6 +335,22 @@ class Writer:
         self.flush(level)
         named = self.remember(level, key, value) if frozen else Named(value, level)
         self.name(stmt.name, named)
+
+    def _reading_again(self, stmt: Load) -> int:
+        """By the how manyth vector of a tile an element is read that each reads for itself; else 0.
+
+        A multiply-add that reads it from memory spares an instruction and takes a read more: some rows of a tile do, so
+        that there is room for both.
+        """
+        if not self.target.spreads or stmt.guard or stmt.dtype not in (float32, float64):
+            return 0
+        along = {name for name, _ in stmt.index.terms}
+        tile = [(name in along, v) for name, v in self.variables.items() if v.places and v.written_out > 1]
+        rows, columns = [v for mine, v in tile if mine], [v for mine, v in tile if not mine]
+        if len(rows) != 1 or len(columns) != 1 or columns[0].written_out > MOST_READING:
+            return 0
+        every = columns[0].written_out
+        return columns[0].start if rows[0].start % every == every - 1 else 0
 
     def _load_column(self, stmt: Load, const: int, width: int) -> None:
         """A column of a tile; the first one turns all rows."""
