@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from functools import partial
 
+from codegen.addressing import Level, Named, Variable
 from codegen.affine import Affine
 from codegen.combine import Accumulator, beginning, better, combined, result
 from codegen.loop import (
@@ -32,7 +33,7 @@ from codegen.loop import (
 from codegen.scalar import spell
 from codegen.scalar_builder import Value, llvm_type
 from codegen.target import CACHE_LINE, Target
-from codegen.writer import ENTERED, LOAD, Level, Named, Variable, Writer, scratch_layout
+from codegen.writer import ENTERED, LOAD, Writer, scratch_layout
 from symgrad.errors import CompileError
 from symgrad.record import record
 from symgrad.types import bool_

@@ -321,7 +321,7 @@ def _pack_columns(frame: Frame, strips: int) -> bool:
 
 
 def _pack_rows(frame: Frame, rows: Loop, reuse: int) -> bool:
-    """Pack rows that are computed, and those that many column tiles read with gaps, or long and across their direction."""
+    """Pack rows that are computed, and those that many column tiles read with gaps or, long ones, across."""
     shape, factor = frame.shape, frame.row_factor
     load = shape.load(factor)
     if load is None:
@@ -334,7 +334,8 @@ def _pack_rows(frame: Frame, rows: Loop, reuse: int) -> bool:
     itemsize = itemsize_of(shape, factor)
     long = frame.depth * rows.extent * itemsize > near
     size = frame.kernel.buffer(load.buffer).size
-    gaps = itemsize < abs(load.index.factor(rows.name)) * itemsize < CACHE_LINE and size * itemsize > frame.target.l2 // 4
+    apart = abs(load.index.factor(rows.name))
+    gaps = 1 < apart < CACHE_LINE // itemsize and size * itemsize > frame.target.l2 // 4
     # Overlapping windows are more packed than they are.
     fits = math.prod(extents[name] for name in mine) <= size
     far = any(is_far(shape, factor, one.name) for one in (rows, *shape.inner) if one.name in mine)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from codegen.plan import Work
 from codegen.prepare import prepare
 from symgrad.optimize import optimize
 from symgrad.program import Program
+from symgrad.record import replace
 
 BATCH = 9
 TARGET = jit.host_target()
@@ -104,6 +106,13 @@ cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_what_is_stored(case: Callable[[sg.Graph], list[Any]]) -> None:
     labels = [w.label for w in works_of(case) if not w.label.startswith("pack")]
     assert [label.split(" ")[0] for label in labels] == CASES[case]
+
+
+def test_what_fits_into_the_second_cache_is_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 4 * 3 * (5 + 2) * (6 + 2)
+    for l2, stored in ((size, False), (size - 1, True)):
+        monkeypatch.setattr(sys.modules[__name__], "TARGET", replace(TARGET, l2=l2))
+        assert ("pad" in [w.label.split(" ")[0] for w in works_of(padded)]) == stored
 
 
 @cases

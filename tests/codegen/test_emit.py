@@ -205,6 +205,23 @@ def test_matrix_product_keeps_its_tile_in_registers(width: int, dtype: DType) ->
     assert not [line for line in loop if line.startswith("call")]
 
 
+@pytest.mark.parametrize("shape", [(512, 512, 512), (256, 256, 256), (32, 768, 3072)])
+def test_sums_take_few_instructions_beside_products(shape: tuple[int, int, int]) -> None:
+    """Counting is shared by several terms; rows of two or three vectors are partly read by the products themselves."""
+    target = jit.host_target()
+    if not target.spreads:
+        pytest.skip("for machines whose products take one element from memory for all lanes")
+    rows, depth, columns = shape
+    graph = sg.Graph()
+    a, b = graph.input("a", (rows, depth)), graph.input("b", (depth, columns))
+    program = optimize(Program(graph, (a, b), (a @ b,)), "infer", {})
+    loop, stack = sums_of(program, target)
+    assert not stack
+    products = [line for line in loop if "vfmadd" in line]
+    assert len(loop) < 1.5 * len(products)
+    assert any("{1to16}" in line for line in products) == (shape != (512, 512, 512))
+
+
 @pytest.mark.parametrize("width", [64, 32])
 def test_constants_of_an_epilogue_take_no_registers_of_sums(width: int) -> None:
     target = jit.host_target()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kernel_cases import CASES, EXACT, NARROW, TYPED, WIDE, Native, kernels_of, program_of, sample
 
 import symgrad as sg
-from codegen import jit
+from codegen import jit, schedule_contract
 from codegen.affine import ZERO, Affine, tile_quotient, tile_remainder, variable
 from codegen.ahead import Ahead
 from codegen.executable import value_name
@@ -42,7 +42,8 @@ from codegen.loop import (
 )
 from codegen.loop_print import kernel_text
 from codegen.loop_verify import highest, verify
-from codegen.steps import Step, apply
+from codegen.steps import Step, Unroll, apply
+from codegen.target import Target
 from codegen.tiling import choice_by_rules
 from symgrad.errors import CompileError
 from symgrad.opdef import OPS, Kind
@@ -308,6 +309,54 @@ def test_register_tiles_are_wide_where_that_spares_instructions() -> None:
     assert tile(256, 256, 256) == (14, 2)  # four tiles of four vectors would not do for all workers
     assert tile(64, 64, 64) == (6, 4)  # which do not come for so little
     assert tile(2, 64, 256) == (2, 8)
+
+
+@pytest.mark.parametrize("shape", [(30, 64, 70), (28, 77, 32), (5, 257, 48), (40, 1100, 33), (3, 6, 64)])
+def test_the_same_bits_however_sums_are_written_out(shape: tuple[int, int, int], monkeypatch) -> None:
+    """Terms are added in one order, whether counted one by one or not, and whether each vector reads them or not."""
+    rows, depth, columns = shape
+    target = jit.host_target()
+    g = sg.Graph()
+    x, y = g.input("x", (rows, depth)), g.input("y", (depth, columns))
+    program = Program(g, (x, y), (x @ y,))
+    generator = np.random.default_rng(6)
+    a, b = (generator.standard_normal(n.shape, dtype=np.float32) for n in (x, y))
+
+    def product(target: Target) -> tuple[bytes, int]:
+        (low,) = kernels_of(program, target)
+        memory = run_all(
+            low.scheduled,
+            {"p0": a.ravel(), "p1": b.ravel()},
+            lambda kernel, arrays: Native(kernel, target).run(arrays),
+        )
+        return memory["p2"].tobytes(), sum(isinstance(step, Unroll) for step in low.scheduled[-1].steps)
+
+    bits, written_out = product(target)
+    assert product(replace(target, spreads=False))[0] == bits
+    monkeypatch.setattr(schedule_contract, "MOST_TERMS", 1)
+    counted, left = product(target)
+    assert counted == bits
+    assert left < written_out or depth % 2
+
+
+def test_what_is_packed() -> None:
+    """Rows that are read with gaps, and columns most vectors of which cross lines, where many tiles read them."""
+
+    def packed(*outputs: sg.Node) -> tuple[bool, bool]:
+        program = optimize(Program(g, tuple(g.inputs), outputs), "infer", {})
+        (low,) = kernels_of(program, WIDE)
+        frame = frame_of(low.naive, WIDE)
+        assert frame is not None
+        choice = choice_by_rules(frame)
+        return choice.pack_rows, choice.pack_columns
+
+    for stride, rows in ((1, False), (2, True)):
+        g = sg.Graph()
+        x, w = g.input("x", (8, 256, 56, 56)), g.input("w", (512, 256, 1, 1))
+        assert packed(sg.nn.conv2d(x, w, stride=stride)) == (rows, True)
+    for width, columns in ((128, False), (100, True)):
+        g = sg.Graph()
+        assert packed(g.input("x", (512, 128)) @ g.input("y", (128, width))) == (False, columns)
 
 
 def test_maps_fetch_ahead_what_is_far() -> None:

@@ -1,0 +1,251 @@
+"""Where instructions go and where elements stand, while a kernel is spelled as LLVM text.
+
+Uniform instructions are placed as far out as their operands allow, and equal ones are written once: loop-invariant
+code and common subexpressions never reach LLVM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from codegen.affine import Affine
+from codegen.combine import Accumulator
+from codegen.loop import Kernel
+from codegen.scalar_builder import ScalarBuilder, Value
+from codegen.target import Target
+from symgrad.record import record
+from symgrad.types import DType, bool_, int64
+
+
+@record
+class Variable:
+    """What a loop variable is while its body is spelled: a number, a register, or the lanes of a vector.
+
+    It is one of the `extent` values from `start`; of a loop written out from 0 on, it is one of `written_out`. `places`
+    says that sums stand at places which it numbers.
+    """
+
+    start: int = 0
+    register: str | None = None
+    lanes: int = 0
+    active: int = 0
+    depth: int = 0
+    extent: int = 1
+    written_out: int = 0
+    places: bool = False
+
+
+@record
+class Named:
+    """A named value and the loop depth from which on it is known."""
+
+    value: Value
+    depth: int
+
+
+@dataclass(slots=True)
+class Level:
+    """The block under construction at one loop depth. Loop-invariant instructions of inner loops are added to it."""
+
+    label: str
+    lines: list[str] = field(default_factory=list[str])
+    memo: dict[object, Named] = field(default_factory=dict[object, "Named"])
+
+
+class Addressing:
+    """Levels, names and addresses of one kernel under construction."""
+
+    def __init__(self, kernel: Kernel, target: Target) -> None:
+        self.target = target
+        self.b = ScalarBuilder(1, target)
+        self.buffers = {b.name: b for b in kernel.params + kernel.locals}
+        self.levels: list[Level] = [Level("entry")]
+        self.variables: dict[str, Variable] = {}
+        self.named: dict[str, Named] = {}
+        self.vector: Variable | None = None
+        self.registers: dict[tuple[str, int], Accumulator] = {}  # of the sums that are not finished
+
+    # Values
+
+    def name(self, name: str, named: Named) -> None:
+        self.named[name] = named
+
+    def place(self, depth: int, lanes: int) -> int:
+        """The level an instruction goes to: as far out as its operands allow if uniform, else where it stands."""
+        return depth if lanes == 1 else len(self.levels) - 1
+
+    def flush(self, level: int) -> None:
+        self.levels[level].lines += self.b.lines
+        self.b.lines.clear()
+
+    def remembered(self, key: object) -> Named | None:
+        for level in reversed(self.levels):
+            if (found := level.memo.get(key)) is not None:
+                return found
+        return None
+
+    def remember(self, level: int, key: object, value: Value) -> Named:
+        named = Named(value, level)
+        self.levels[level].memo[key] = named
+        return named
+
+    def masked_flag(self, flag: Value) -> Value:
+        assert self.vector is not None
+        if self.vector.active == self.vector.lanes:
+            return flag
+        name = self.b.fresh()
+        self.b.lines.append(f"{name} = and <{flag.lanes} x i1> {flag.text}, {self.mask()}")
+        return Value(name, bool_, flag.lanes)
+
+    def declare(self, line: str) -> None:
+        self.b.declarations.add(line)
+
+    def mask(self) -> str:
+        assert self.vector is not None
+        bits = ("i1 true" if k < self.vector.active else "i1 false" for k in range(self.vector.lanes))
+        return f"<{', '.join(bits)}>"
+
+    # Indices
+
+    def parts(self, index: Affine) -> tuple[int, list[tuple[str, int, int]], int, list[tuple[Value, int]]]:
+        """An index as constant, uniform terms (register, factor, depth) from outside in, lane stride, vector terms."""
+        const, stride = index.const, 0
+        uniform: list[tuple[str, int, int]] = []
+        vectors: list[tuple[Value, int]] = []
+        for name, factor in index.terms:
+            variable = self.variables.get(name)
+            if variable is None:
+                named = self.named[name]
+                value = named.value
+                if value.lanes > 1:
+                    vectors.append((value, factor))
+                else:
+                    wide = self._wide(named)
+                    uniform.append((wide.value.text, factor, wide.depth))
+            elif variable.register is not None:
+                uniform.append((variable.register, factor, variable.depth))
+            else:
+                const += factor * variable.start
+                stride += factor if variable.lanes else 0
+        if len(uniform) > 1:
+            uniform.sort(key=lambda term: term[2])
+        return const, uniform, stride, vectors
+
+    def _wide(self, named: Named) -> Named:
+        """A uniform integer as i64."""
+        if named.value.dtype is int64:
+            return named
+        key = ("wide", named.value)
+        if (found := self.remembered(key)) is not None:
+            return found
+        value = self.b.astype(named.value, int64)
+        self.flush(named.depth)
+        return self.remember(named.depth, key, value)
+
+    def _sum(self, uniform: list[tuple[str, int, int]], const: int) -> Named:
+        """The uniform part of an index as a number."""
+        text, depth = str(const), 0
+        for register, factor, at in uniform:
+            depth = max(depth, at)
+            key = ("sum", text, register, factor)
+            found = self.remembered(key)
+            if found is None:
+                scaled, total = self.b.fresh(), self.b.fresh()
+                self.b.lines += [f"{scaled} = mul i64 {register}, {factor}", f"{total} = add i64 {text}, {scaled}"]
+                self.flush(depth)
+                found = self.remember(depth, key, Value(total, int64, 1))
+            text = found.value.text
+        return Named(Value(text, int64, 1), depth)
+
+    def number(self, index: Affine, dtype: DType) -> Named:
+        const, uniform, stride, vectors = self.parts(index)
+        base = self._sum(uniform, const)
+        level = base.depth
+        value = base.value
+        if stride or vectors:
+            value = self.b.splat(value)
+            if stride:
+                value = self.b.add(value, self.lane_numbers(stride))
+            for vector, factor in vectors:
+                wide = self.b.astype(vector, int64)
+                value = self.b.add(value, self.b.multiply(wide, factor))
+            level = len(self.levels) - 1
+        if dtype is not int64:
+            value = self.b.astype(value, dtype)
+        self.flush(level)
+        return Named(value, level)
+
+    def lane_numbers(self, stride: int) -> Value:
+        assert self.vector is not None
+        numbers = ", ".join(f"i64 {stride * k}" for k in range(self.vector.lanes))
+        return Value(f"<{numbers}>", int64, self.vector.lanes)
+
+    def within(self, guard: tuple[Affine, ...]) -> Named:
+        """The truth of every guard, uniform when no guard depends on the lane."""
+        ranges = {name: (v.start, v.start + v.extent - 1) for name, v in self.variables.items()}
+        spans = [(one, one.range(ranges)) for one in guard]
+        if any(span is not None and span[1] < 0 for _, span in spans):
+            return Named(self.b.const(bool_, False), 0)
+        result: Value | None = None
+        depth = 0
+        for one, span in spans:
+            if span is not None and span[0] >= 0:
+                continue
+            number = self.number(one, int64)
+            truth = self.b.compare("ge", number.value, 0)
+            self.flush(self.place(number.depth, truth.lanes))
+            depth = max(depth, number.depth)
+            result = truth if result is None else self.b.bit_and(result, truth)
+            self.flush(self.place(depth, result.lanes))
+        if result is None:
+            return Named(self.b.const(bool_, True), 0)
+        return Named(result, self.place(depth, result.lanes))
+
+    def pointer(
+        self, buffer: str, const: int, uniform: list[tuple[str, int, int]], itemsize: int, copy: int = 0
+    ) -> Named:
+        """The address of an element: outer terms first, so that each loop adds to an address from outside.
+
+        LLVM does not know that one with another number `copy` is the same.
+        """
+        text, depth = f"%b_{buffer}", 0
+        for register, factor, at in uniform:
+            depth = max(depth, at)
+            key = ("address", text, register, factor * itemsize)
+            found = self.remembered(key)
+            if found is None:
+                scaled, moved = self.b.fresh(), self.b.fresh()
+                self.b.lines += [
+                    f"{scaled} = mul i64 {register}, {factor * itemsize}",
+                    f"{moved} = getelementptr i8, ptr {text}, i64 {scaled}",
+                ]
+                self.flush(depth)
+                found = self.remember(depth, key, Value(moved, int64, 1))
+            text = found.value.text
+        if copy or (const and self.registers and depth and depth == len(self.levels) - 1):
+            text = self._opaque(text, depth, copy)
+        if const:
+            key = ("address", text, const * itemsize)
+            found = self.remembered(key)
+            if found is None:
+                moved = self.b.fresh()
+                self.b.lines.append(f"{moved} = getelementptr i8, ptr {text}, i64 {const * itemsize}")
+                self.flush(depth)
+                found = self.remember(depth, key, Value(moved, int64, 1))
+            text = found.value.text
+        return Named(Value(text, int64, 1), depth)
+
+    def _opaque(self, pointer: str, depth: int, copy: int) -> str:
+        """The same pointer, of which LLVM does not know where it comes from.
+
+        It would look for other ways to count through all places at constant distances from it, and with many sums in
+        registers count each place by itself, in memory.
+        """
+        key = ("opaque", pointer, copy)
+        found = self.remembered(key)
+        if found is None:
+            same = self.b.fresh()
+            self.b.lines.append(f'{same} = call ptr asm "", "=r,0"(ptr {pointer})')
+            self.flush(depth)
+            found = self.remember(depth, key, Value(same, int64, 1))
+        return found.value.text
