@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from codegen.ahead import StripAhead, TermAhead
 from codegen.costs import COSTS
 from codegen.frame import ROW_GROUP, Frame, epilogue, frame_of, is_one_row, is_shifted, passed_arrays
-from codegen.loop import Bind, For, Kernel, Let, Loop, loops_of
+from codegen.loop import Bind, Body, For, Kernel, Let, Loop, loops_of
 from codegen.padding import LeaveOut, Note, Padding, can_note, is_sum, products_of
 from codegen.stage import (
     Contraction,
@@ -22,7 +22,21 @@ from codegen.stage import (
     stage,
     stage_panel,
 )
-from codegen.steps import Block, Distribute, Join, Keep, Merge, Parallel, Spill, Split, Step, Unroll, Vectorize, apply
+from codegen.steps import (
+    Block,
+    Distribute,
+    Join,
+    Keep,
+    Merge,
+    Parallel,
+    Spill,
+    Split,
+    Step,
+    Unroll,
+    Vectorize,
+    WriteOut,
+    apply,
+)
 from codegen.target import Target
 from codegen.tiling import (
     CHAIN,
@@ -229,19 +243,29 @@ def _tile_steps(shape: Contraction, tiling: Tiling, passes: int = 0) -> tuple[St
 def _written_out(kernel: Kernel) -> list[Step]:
     """Write out several terms of the innermost loops of sums: to count them takes instructions as well."""
     found: dict[str, list[For]] = {}
-    for stmt in loops_of(kernel.body):
-        if is_sum(stmt) and all(f.loop.bind in (Bind.UNROLL, Bind.VECTOR) for f in loops_of(stmt.body)):
-            found.setdefault(stmt.loop.name, []).append(stmt)
+    for stmt in _innermost_sums(kernel.body):
+        found.setdefault(stmt.loop.name, []).append(stmt)
     steps: list[Step] = []
     for name, stmts in found.items():
-        if any(s.loop.bind is not Bind.SERIAL or s.loop.start or s.loop.skip is not None for s in stmts):
+        if any(s.loop.bind is not Bind.SERIAL or s.loop.skip is not None for s in stmts):
             continue
         terms = math.gcd(*(s.loop.extent for s in stmts))
         most = min(MOST_PRODUCTS * s.loop.extent // products_of(s) for s in stmts)
         count = next((k for k in range(min(MOST_TERMS, most), 1, -1) if terms % k == 0), 1)
         if count > 1:
-            steps += [Split(name, count), Unroll(f"{name}.1")]
+            steps.append(WriteOut(name, count))
     return steps
+
+
+def _innermost_sums(body: Body) -> Iterator[For]:
+    """The loops of sums that have none but written out ones in them, but for those of what splits left over."""
+    for stmt in body:
+        if not isinstance(stmt, For) or stmt.loop.start:
+            continue
+        if is_sum(stmt) and all(f.loop.bind in (Bind.UNROLL, Bind.VECTOR) for f in loops_of(stmt.body)):
+            yield stmt
+        else:
+            yield from _innermost_sums(stmt.body)
 
 
 def _term_ahead(shape: Contraction, tiling: Tiling) -> TermAhead | None:

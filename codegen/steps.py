@@ -147,6 +147,14 @@ class Unroll:
 
 
 @record
+class WriteOut:
+    """Write out `count` iterations of `loop` at a time, except in what splits left over, which runs seldom."""
+
+    loop: str
+    count: int
+
+
+@record
 class Parallel:
     """Share the iterations of the outermost `loop` among workers."""
 
@@ -177,6 +185,7 @@ Step: TypeAlias = (
     | LeaveOut
     | Vectorize
     | Unroll
+    | WriteOut
     | Parallel
 )
 
@@ -234,6 +243,8 @@ def _apply_one(kernel: Kernel, step: Step) -> Kernel:
             return leave_out(kernel, step)
         case Vectorize(loop, lanes):
             return replace(kernel, body=replace_loops(kernel.body, loop, lambda f: _bound(f, Bind.VECTOR, lanes)))
+        case WriteOut():
+            return replace(kernel, body=_write_out(kernel.body, step))
         case Unroll(loop):
             return replace(kernel, body=replace_loops(kernel.body, loop, lambda f: _bound(f, Bind.UNROLL, 0)))
         case Parallel(loop):
@@ -259,6 +270,22 @@ def _split(stmt: For, factor: int) -> Body:
         out.append(For(Loop(f"{loop.name}.0", whole), (For(Loop(f"{loop.name}.1", factor), body),)))
     if rest:
         out.append(For(Loop(f"{loop.name}.0", 1, whole), (For(Loop(f"{loop.name}.1", rest), body),)))
+    return tuple(out)
+
+
+def _write_out(body: Body, step: WriteOut) -> Body:
+    out: list[Stmt] = []
+    for stmt in body:
+        if not isinstance(stmt, For) or stmt.loop.start:
+            out.append(stmt)
+        elif stmt.loop.name != step.loop:
+            out.append(For(stmt.loop, _write_out(stmt.body, step)))
+        elif stmt.loop.extent % step.count or stmt.loop.skip is not None:
+            raise ValueError(f"write out {step.loop}: not a multiple of {step.count} iterations, none of them left out")
+        else:
+            inner = Loop(f"{step.loop}.1", step.count, bind=Bind.UNROLL)
+            blocks = Loop(f"{step.loop}.0", stmt.loop.extent // step.count)
+            out.append(For(blocks, (For(inner, split_body(stmt.body, step.loop, step.count)),)))
     return tuple(out)
 
 

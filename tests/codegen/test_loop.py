@@ -42,7 +42,7 @@ from codegen.loop import (
 )
 from codegen.loop_print import kernel_text
 from codegen.loop_verify import highest, verify
-from codegen.steps import Step, Unroll, apply
+from codegen.steps import Step, WriteOut, apply
 from codegen.target import Target
 from codegen.tiling import choice_by_rules
 from symgrad.errors import CompileError
@@ -329,7 +329,7 @@ def test_the_same_bits_however_sums_are_written_out(shape: tuple[int, int, int],
             {"p0": a.ravel(), "p1": b.ravel()},
             lambda kernel, arrays: Native(kernel, target).run(arrays),
         )
-        return memory["p2"].tobytes(), sum(isinstance(step, Unroll) for step in low.scheduled[-1].steps)
+        return memory["p2"].tobytes(), sum(isinstance(step, WriteOut) for step in low.scheduled[-1].steps)
 
     bits, written_out = product(target)
     assert product(replace(target, spreads=False))[0] == bits
