@@ -21,8 +21,7 @@ from symgrad.types import DType, bool_, int64
 class Variable:
     """What a loop variable is while its body is spelled: a number, a register, or the lanes of a vector.
 
-    It is one of the `extent` values from `start`; of a loop written out from 0 on, it is one of `written_out`. `places`
-    says that sums stand at places which it numbers.
+    It is one of the `extent` values from `start`; of a loop written out from 0 on, it is one of `written_out`.
     """
 
     start: int = 0
@@ -32,7 +31,6 @@ class Variable:
     depth: int = 0
     extent: int = 1
     written_out: int = 0
-    places: bool = False
 
 
 @record
@@ -151,9 +149,8 @@ class Addressing:
             found = self.remembered(key)
             if found is None:
                 scaled, total = self.b.fresh(), self.b.fresh()
-                self.b.lines += [f"{scaled} = mul i64 {register}, {factor}", f"{total} = add i64 {text}, {scaled}"]
-                self.flush(depth)
-                found = self.remember(depth, key, Value(total, int64, 1))
+                times, line = f"{scaled} = mul i64 {register}, {factor}", f"{total} = add i64 {text}, {scaled}"
+                found = self._number_at(depth, key, total, times, line)
             text = found.value.text
         return Named(Value(text, int64, 1), depth)
 
@@ -215,12 +212,9 @@ class Addressing:
             found = self.remembered(key)
             if found is None:
                 scaled, moved = self.b.fresh(), self.b.fresh()
-                self.b.lines += [
-                    f"{scaled} = mul i64 {register}, {factor * itemsize}",
-                    f"{moved} = getelementptr i8, ptr {text}, i64 {scaled}",
-                ]
-                self.flush(depth)
-                found = self.remember(depth, key, Value(moved, int64, 1))
+                times = f"{scaled} = mul i64 {register}, {factor * itemsize}"
+                line = f"{moved} = getelementptr i8, ptr {text}, i64 {scaled}"
+                found = self._number_at(depth, key, moved, times, line)
             text = found.value.text
         if copy or (const and self.registers and depth and depth == len(self.levels) - 1):
             text = self._opaque(text, depth, copy)
@@ -229,9 +223,8 @@ class Addressing:
             found = self.remembered(key)
             if found is None:
                 moved = self.b.fresh()
-                self.b.lines.append(f"{moved} = getelementptr i8, ptr {text}, i64 {const * itemsize}")
-                self.flush(depth)
-                found = self.remember(depth, key, Value(moved, int64, 1))
+                line = f"{moved} = getelementptr i8, ptr {text}, i64 {const * itemsize}"
+                found = self._number_at(depth, key, moved, line)
             text = found.value.text
         return Named(Value(text, int64, 1), depth)
 
@@ -245,7 +238,11 @@ class Addressing:
         found = self.remembered(key)
         if found is None:
             same = self.b.fresh()
-            self.b.lines.append(f'{same} = call ptr asm "", "=r,0"(ptr {pointer})')
-            self.flush(depth)
-            found = self.remember(depth, key, Value(same, int64, 1))
+            found = self._number_at(depth, key, same, f'{same} = call ptr asm "", "=r,0"(ptr {pointer})')
         return found.value.text
+
+    def _number_at(self, depth: int, key: object, name: str, *lines: str) -> Named:
+        """Write the lines that compute a uniform number or address at a level, and remember it there."""
+        self.b.lines += lines
+        self.flush(depth)
+        return self.remember(depth, key, Value(name, int64, 1))

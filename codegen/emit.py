@@ -281,12 +281,10 @@ class _Emitter(Writer):
                 self._vector(stmt)
             case Bind.UNROLL:
                 apart = any(f.loop.skip is not None for f in loops_of(stmt.body))
-                sums = (s for s in statements_of(stmt.body) if isinstance(s, Accumulate))
-                places = any(s.index.factor(loop.name) for s in sums)
                 for value in range(loop.start, loop.start + loop.extent):
                     if apart and value > loop.start:
                         self._forget()
-                    self._once(stmt, value, places)
+                    self._once(stmt, value)
             case Bind.SERIAL if loop.extent == 1:
                 self._once(stmt, loop.start)
             case Bind.SERIAL:
@@ -302,10 +300,10 @@ class _Emitter(Writer):
         }
         level.lines.append(f"call void asm sideeffect {_MEMORY_FENCE}()")
 
-    def _once(self, stmt: For, value: int, places: bool = False) -> None:
+    def _once(self, stmt: For, value: int) -> None:
         loop = stmt.loop
         written_out = loop.extent if loop.bind is Bind.UNROLL and not loop.start else 0
-        self.variables[loop.name] = Variable(start=value, written_out=written_out, places=places)
+        self.variables[loop.name] = Variable(start=value, written_out=written_out)
         self._iteration(stmt)
         del self.variables[loop.name]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from codegen.addressing import Addressing, Level, Named
-from codegen.loop import Fetch, Kernel, Load, Space, Store
+from codegen.loop import Accumulate, Fetch, Kernel, Load, Space, Store, statements_of
 from codegen.scalar_builder import Value, memory_type
 from codegen.shuffles import interleaved, transposed
 from codegen.target import CACHE_LINE, Target
@@ -62,6 +62,8 @@ class Writer(Addressing):
         self.tiles: dict[str, Tile] = {}
         self.beside: dict[object, list[Value]] = {}  # what is to be stored between the lanes of each other
         self.streaming = False  # whether stores that may go past the caches do
+        sums = (s for s in statements_of(kernel.body) if isinstance(s, Accumulate))
+        self.places = frozenset(name for s in sums for name, _ in s.index.terms)  # the loops that number sums
 
     def load(self, stmt: Load) -> None:
         buffer = self.buffers[stmt.buffer]
@@ -110,7 +112,7 @@ class Writer(Addressing):
         if not self.target.spreads or stmt.guard or stmt.dtype not in (float32, float64):
             return 0
         along = {name for name, _ in stmt.index.terms}
-        tile = [(name in along, v) for name, v in self.variables.items() if v.places and v.written_out > 1]
+        tile = [(n in along, v) for n, v in self.variables.items() if n in self.places and v.written_out > 1]
         rows, columns = [v for mine, v in tile if mine], [v for mine, v in tile if not mine]
         if len(rows) != 1 or len(columns) != 1 or columns[0].written_out > MOST_READING:
             return 0
