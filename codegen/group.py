@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterable, Sequence
 from graphlib import TopologicalSorter
 from typing import TypeAlias
@@ -50,6 +51,8 @@ SORTS = ("argsort", "sort")
 
 RECOMPUTE_LIMIT = 12
 INLINE_LIMIT = 400
+# Products of each element of an operand, from which a contraction reads it from a copy without gaps between elements.
+CLOSING_REUSE = 64
 # Cost per element of the largest kernel: code generation takes more than its share of time for larger ones.
 GROUP_LIMIT = 1500
 
@@ -99,7 +102,8 @@ class _Partition:
             if node.op.name == "searchsorted" and not is_leaf(node.inputs[0]):
                 stored.add(node.inputs[0].id)
             if node.op.kind is Kind.CONTRACT or node.op.name in SCATTERS:
-                stored |= {_through_views(i).id for i in node.inputs if not _is_free(_through_views(i))}
+                read = [_before_reshapes(i) if _closes_gaps(node, i) else _through_views(i) for i in node.inputs]
+                stored |= {i.id for i in read if not _is_free(i)}
         weight: dict[int, int] = {}
         for node in self.nodes:
             if is_leaf(node):
@@ -330,6 +334,37 @@ def _through_views(node: Node) -> Node:
     while node.op.kind is Kind.VIEW and len(node.inputs) == 1 and node.op.name != "pad":
         node = node.inputs[0]
     return node
+
+
+def _closes_gaps(reader: Node, operand: Node) -> bool:
+    """Whether a contraction often reads an operand along elements with gaps between them, and is faster without.
+
+    Not where sums run along these, or windows overlap.
+    """
+    if reader.op.kind is not Kind.CONTRACT or not _skips(_before_reshapes(operand)):
+        return False
+    left, right, out = reader.attrs
+    own = left if operand is reader.inputs[0] else right
+    along = [label for label, d in zip(own, static_shape(operand.shape), strict=True) if d != 1]
+    others = [d for label, d in zip(out, static_shape(reader.shape), strict=True) if label not in own]
+    return bool(along) and along[-1] in out and math.prod(others) >= CLOSING_REUSE
+
+
+def _before_reshapes(node: Node) -> Node:
+    """What a chain of reshapes looks at."""
+    while node.op.name == "reshape":
+        node = node.inputs[0]
+    return node
+
+
+def _skips(view: Node) -> bool:
+    """Whether a view looks at only some elements along the last axis, and at no more than there are."""
+    if view.op.name == "slice":
+        return view.attrs[2][-1] > 1
+    if view.op.name != "window":
+        return False
+    sizes, strides, _ = view.attrs
+    return sizes[-1] == 1 < strides[-1] and math.prod(sizes) <= math.prod(strides)
 
 
 def _is_free(node: Node) -> bool:

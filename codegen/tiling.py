@@ -153,7 +153,8 @@ def choice_by_rules(
         strips = -(-frame.height // row_tile)
         # Arrays that the rows pass after short sums are passed in long pieces, and their rows are shared.
         passing = rows is not None and frame.depth <= CHAIN and passed_arrays(frame.kernel, rows.name) > 1
-        shares = 1 if passing and strips >= PARALLEL_UNITS else PARALLEL_UNITS
+        is_shared = any(o.extent >= PARALLEL_UNITS for o in frame.others) or (passing and strips >= PARALLEL_UNITS)
+        shares = 1 if is_shared else PARALLEL_UNITS
         if frame.turned:
             apart = _apart(frame)
             strips *= math.prod(o.extent for o in frame.own if o is not rows and o not in apart)
@@ -321,7 +322,7 @@ def _pack_columns(frame: Frame, strips: int) -> bool:
 
 
 def _pack_rows(frame: Frame, rows: Loop, reuse: int) -> bool:
-    """Pack rows that are computed, and those that many column tiles read with gaps or, long ones, across."""
+    """Pack rows that are computed, and long rows that many column tiles read across the direction they lie in."""
     shape, factor = frame.shape, frame.row_factor
     load = shape.load(factor)
     if load is None:
@@ -331,15 +332,11 @@ def _pack_rows(frame: Frame, rows: Loop, reuse: int) -> bool:
     extents = {o.name: o.extent for o in (*shape.outer, *shape.inner)}
     mine = shape.loops_of(factor)
     near = frame.target.l1 if reuse >= OFTEN else frame.target.l2 // 4
-    itemsize = itemsize_of(shape, factor)
-    long = frame.depth * rows.extent * itemsize > near
-    size = frame.kernel.buffer(load.buffer).size
-    apart = abs(load.index.factor(rows.name))
-    gaps = 1 < apart < CACHE_LINE // itemsize and size * itemsize > frame.target.l2 // 4
+    long = frame.depth * rows.extent * itemsize_of(shape, factor) > near
     # Overlapping windows are more packed than they are.
-    fits = math.prod(extents[name] for name in mine) <= size
+    fits = math.prod(extents[name] for name in mine) <= frame.kernel.buffer(load.buffer).size
     far = any(is_far(shape, factor, one.name) for one in (rows, *shape.inner) if one.name in mine)
-    return reuse >= PACK_REUSE and ((long and far) or gaps) and fits
+    return reuse >= PACK_REUSE and long and far and fits
 
 
 def _vectors(frame: Frame) -> int:

@@ -219,22 +219,27 @@ def contractions_of(lowered: Sequence[LoweredGroup]) -> tuple[list[Kernel], floa
 def lowered_groups(program: Program, verify: bool = False, alike: bool = True) -> list[LoweredGroup]:
     """The groups of a prepared program and their naive kernels; see `works_of` for the options.
 
-    What lowering cannot compute in place is stored, and fusion starts over.
+    What lowering cannot compute in place is stored, whatever group it is in, and fusion starts over.
     """
     realized = _idle_checks(program)
     known: dict[Hashable, _Naive] = {}
     while True:
         groups = group(program, realized)
         stored = {n.id for g in groups for n in g.outputs}
-        try:
-            return [
-                LoweredGroup(one, like := likeness(one, stored), _naive(one, like, known, verify, alike))
-                for one in groups
-            ]
-        except NotAffineError as reason:
-            if reason.node in realized:
-                raise CompileError(f"no affine index for {reason.node!r}") from None
-            realized.append(reason.node)
+        lowered: list[LoweredGroup] = []
+        missing: dict[int, Node] = {}
+        for one in groups:
+            like = likeness(one, stored)
+            try:
+                lowered.append(LoweredGroup(one, like, _naive(one, like, known, verify, alike)))
+            except NotAffineError as reason:
+                missing[reason.node.id] = reason.node
+        if not missing:
+            return lowered
+        for node in realized:
+            if node.id in missing:
+                raise CompileError(f"no affine index for {node!r}")
+        realized += missing.values()
 
 
 def _naive(one: Group, like: Likeness, known: dict[Hashable, _Naive], verify: bool, alike: bool) -> _Naive:
