@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from codegen.loop import Accumulate, Body, For, Kernel, Let, Load, Store
+from symgrad.types import DType
 
 # Cost of evaluating a pointwise operator again, in additions; one load and store of an element count about 4.
 COSTS: Mapping[str, int] = {
@@ -15,8 +16,9 @@ COSTS: Mapping[str, int] = {
     "remainder": 40, "power": 60, "divide": 6, "reciprocal": 6, "sqrt": 8, "rsqrt": 12, "philox": 120, "order_key": 6,
     "searchsorted": 60,
 }  # fmt: skip
-# Nanoseconds per element on one worker, for deciding whether more are worth waking: a unit of cost, an access to
-# memory, a product of a contraction. Measured to within a factor of two on processors with wide vectors.
+# Nanoseconds per element of four bytes on one worker, for deciding whether more are worth waking: a unit of cost, an
+# access to memory, a product of a contraction. Measured to within a factor of two on processors with wide vectors,
+# which hold half as many elements of eight bytes.
 UNIT_NS = 0.06
 ACCESS_NS = 0.1
 PRODUCT_NS = 0.012
@@ -27,26 +29,32 @@ BYTE_NS = 0.035
 def estimated_ns(kernel: Kernel) -> float:
     """About how long one worker takes for a kernel: for its arithmetic, or to move what it touches."""
     accesses: Counter[str] = Counter()
-    arithmetic = _arithmetic_ns(kernel.body, 1, accesses)
+    widths = {b.name: _width(b.dtype) for b in (*kernel.params, *kernel.locals)}
+    arithmetic = _arithmetic_ns(kernel.body, 1, widths, accesses)
     moved = sum(min(b.size, accesses[b.name]) * b.dtype.itemsize for b in kernel.params)
     return max(arithmetic, moved * BYTE_NS)
 
 
-def _arithmetic_ns(body: Body, times: int, accesses: Counter[str]) -> float:
+def _width(dtype: DType) -> float:
+    return max(dtype.itemsize / 4, 1)
+
+
+def _arithmetic_ns(body: Body, times: int, widths: Mapping[str, float], accesses: Counter[str]) -> float:
     """The time of a body that runs so many times; how often it accesses each buffer is added to `accesses`."""
     total = 0.0
     for stmt in body:
         match stmt:
             case For(loop, inner):
-                total += _arithmetic_ns(inner, times * loop.extent, accesses)
+                total += _arithmetic_ns(inner, times * loop.extent, widths, accesses)
             case Let(op=op):
-                total += times * COSTS.get(op, 1) * UNIT_NS if op != "const" else 0.0
+                total += times * COSTS.get(op, 1) * UNIT_NS * _width(stmt.dtype) if op != "const" else 0.0
             case Load() | Store():
                 accesses[stmt.buffer] += times
-                total += times * ACCESS_NS
+                total += times * ACCESS_NS * widths[stmt.buffer]
             case Accumulate(combine=combine):
                 # The loads of a contraction are shared by the products of a register tile.
-                total += times * (PRODUCT_NS - 2 * ACCESS_NS if combine == "fma" else UNIT_NS)
+                own = PRODUCT_NS - 2 * ACCESS_NS if combine == "fma" else UNIT_NS
+                total += times * own * widths[stmt.buffer]
             case _:
                 pass
     return total

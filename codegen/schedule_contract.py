@@ -229,7 +229,8 @@ def _tile_steps(shape: Contraction, tiling: Tiling, passes: int = 0) -> tuple[St
     steps += [Distribute(name) for name in reversed(tiling.passing)]
     steps += _inward(*reversed(_shifts(shape, tiling)), levels=2)
     blocks = _blocks(shape, tiling)
-    steps += shared([name for name, _ in blocks], [size for _, size in blocks])
+    names = [name for name, _ in blocks]
+    steps += [Parallel(names[0])] if tiling.alone else shared(names, [size for _, size in blocks])
     extents = {o.name: o.extent for o in shape.outer}
     if rows is not None and extents[rows] % tiling.row_tile:
         steps += [Merge(name) for name, _ in blocks if name != f"{rows}.0"]
@@ -365,7 +366,7 @@ def _shifts(shape: Contraction, tiling: Tiling) -> list[str]:
 def _is_filled_once(shape: Contraction, tiling: Tiling, factor: str) -> bool:
     """Whether the loops that a factor depends on are the outermost ones, so that a panel of it is packed only once."""
     blocks = _blocks(shape, tiling)
-    first = blocks.pop(parallel_position([size for _, size in blocks]))
+    first = blocks.pop(0 if tiling.alone else parallel_position([size for _, size in blocks]))
     columns, mine = f"{tiling.columns}.0", shape.loops_of(factor)
     order = [name for name, size in (first, *blocks) if size > 1 or name == columns]
     needed = [name for name in order if name in mine or name == columns]

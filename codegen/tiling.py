@@ -28,6 +28,10 @@ PARALLEL_UNITS = 8
 PACK_REUSE = 4
 # Register tiles that read rows so often that even rows in the second cache are packed for them.
 OFTEN = 64
+# Elements of columns that a worker packs in less time than it takes to wait for others.
+PACKED_ALONE = 1 << 15
+# Register tiles that read rows so seldom that these are packed if they fill half of the second cache, not a quarter.
+SELDOM = 16
 # Packed rows keep this many neighbors of the summation together, so that packing copies and does not transpose.
 RUN = 16
 # Products summed in one chain; longer sums are sums of such chains.
@@ -106,6 +110,7 @@ class Tiling:
     pack_columns: bool
     run: int
     column_block: int
+    alone: bool  # every worker packs all columns for itself
     turned: bool
     passing: tuple[str, ...]  # loops around the rows that are inside of those over blocks of columns
     line: int  # elements on a cache line of the rows, which are fetched a strip ahead; 0 where they are not
@@ -159,7 +164,7 @@ def choice_by_rules(
             apart = _apart(frame)
             strips *= math.prod(o.extent for o in frame.own if o is not rows and o not in apart)
             shares = 1 if math.prod(o.extent for o in apart) >= PARALLEL_UNITS else PARALLEL_UNITS
-        column_block = _column_block(frame, vectors, strips, shares)
+        column_block = _column_block(frame, vectors, strips, 1 if _is_packed_alone(frame) else shares)
     return Choice(row_tile, vectors, column_block, pack_columns, pack_rows, beside)
 
 
@@ -213,6 +218,7 @@ def tiling_of(frame: Frame, choice: Choice) -> Tiling:
         pack_columns=choice.pack_columns,
         run=RUN if choice.pack_rows and rows_lie_along(frame, RUN) else 1,
         column_block=choice.column_block * frame.lanes * choice.vectors,
+        alone=choice.pack_columns and choice.column_block >= frame.tiles(choice.vectors) and _is_packed_alone(frame),
         turned=frame.turned,
         passing=_passing(frame, choice) if frame.turned else (),
         line=0 if choice.pack_rows or more else _fetched_line(frame, choice.row_tile),
@@ -331,7 +337,7 @@ def _pack_rows(frame: Frame, rows: Loop, reuse: int) -> bool:
         return False
     extents = {o.name: o.extent for o in (*shape.outer, *shape.inner)}
     mine = shape.loops_of(factor)
-    near = frame.target.l1 if reuse >= OFTEN else frame.target.l2 // 4
+    near = frame.target.l1 if reuse >= OFTEN else frame.target.l2 // (2 if reuse < SELDOM else 4)
     long = frame.depth * rows.extent * itemsize_of(shape, factor) > near
     # Overlapping windows are more packed than they are.
     fits = math.prod(extents[name] for name in mine) <= frame.kernel.buffer(load.buffer).size
@@ -393,6 +399,12 @@ def _cycles(rows: int, vectors: int, run: int) -> float:
     products = -(-rows * vectors // MULTIPLY_ADDS)
     instructions = rows * vectors + rows + vectors + STEP_INSTRUCTIONS
     return (max(products, LATENCY) + max(instructions / INSTRUCTIONS, LATENCY)) / 2 + RESTART / run
+
+
+def _is_packed_alone(frame: Frame) -> bool:
+    """Whether columns are so few, beside rows for all workers, that these are sooner done packing them than sharing."""
+    alone = frame.rows is not None and {*frame.shape.outer} == {frame.rows, frame.columns}
+    return alone and not frame.turned and frame.columns.extent * frame.depth <= PACKED_ALONE
 
 
 def _column_block(frame: Frame, vectors: int, strips: int, shares: int) -> int:

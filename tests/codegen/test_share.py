@@ -101,7 +101,7 @@ def test_two_levels_are_divided() -> None:
 def test_a_panel_is_packed_once_for_the_pieces_of_a_worker() -> None:
     """What was packed for an iteration is used by the next call that comes to it, and by no other run."""
     g = sg.Graph()
-    a, b = g.input("a", (600, 64)), g.input("b", (64, 512))
+    a, b = g.input("a", (600, 96)), g.input("b", (96, 512))
     function = sg.compile([a, b], a @ b)
     low = kernels_of(function.program, HOST)[0]
     kernel = low.scheduled[-1].kernel
@@ -120,6 +120,16 @@ def test_a_panel_is_packed_once_for_the_pieces_of_a_worker() -> None:
     np.testing.assert_array_equal(got[:, columns], wanted[:, columns])
     native.run_units([left, np.full_like(right, np.nan), got], [(half, per_panel)], native.scratch())
     assert np.isnan(got).any()
+
+
+def test_few_columns_are_packed_by_every_worker() -> None:
+    """In a panel of their own, and the rows are shared; more of them are packed once for all."""
+    for columns, kernels in ((64, 1), (160, 2)):
+        low = kernels_of(product(256, 256, columns, "nt", 1).program, HOST)
+        assert [len(one.scheduled) for one in low] == [kernels]
+        kernel = low[0].scheduled[-1].kernel
+        assert any(b.name == "panel" for b in kernel.locals) == (kernels == 1)
+        assert kernel.units >= 8
 
 
 def product(m: int, k: int, n: int, form: str, threads: int) -> Any:
