@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
@@ -33,6 +34,11 @@ ROW_BYTES = 64
 AHEAD_BYTES = (1 << 10, 1 << 17)
 # Passes over rows that cost so little wait for what they gather.
 SHORT_PASS = 4
+# How many rows one short pass gathers side by side, and sizes of the second cache up to which they need not be fetched
+# ahead: where they share what they meet, and where not.
+ROWS_BESIDE = (4, 3, 2)
+SHARED_CACHES = 16
+OWN_CACHES = 4
 # How many rows are a unit of work where each is written while the next one is read, and how many units there must be.
 UNIT_ROWS = (32, 16, 8)
 FEWEST_UNITS = 64
@@ -331,7 +337,8 @@ def _row_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     kept = max((_unit_stride(passes[0].body, f.loop.name), k) for k, f in enumerate(outer)) if outer else (0, 0)
     if outer and kept[0] > reduced and len({f.loop.name for f in passes}) == 1:
         return _column_steps(outer[kept[1]], outer, target.lanes(itemsize))
-    steps: list[Step] = []
+    steps = list(_rows_beside(kernel, outer, target))
+    beside = bool(steps)
     for name in dict.fromkeys(f.loop.name for f in passes):
         extent = next(f.loop.extent for f in passes if f.loop.name == name)
         lanes = ROW_BYTES // itemsize
@@ -340,6 +347,9 @@ def _row_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
         if extent >= 4 * lanes and len(passes) > 2 and all(_waits(f.body) for f in passes if f.loop.name == name):
             lanes *= 2
         steps += [Split(name, lanes), Vectorize(f"{name}.1", lanes)]
+    if beside:
+        around = [f.loop.name for f in outer[:-1]]
+        return (*steps, Parallel(around[0] if around else f"{outer[-1].loop.name}.0"))
     steps += _streams(kernel, steps, target)
     streamed = {step.buffer for step in steps if isinstance(step, Stream)}
     streaming = [f for f in passes if any(isinstance(s, Store) and s.buffer in streamed for s in f.body)]
@@ -353,6 +363,30 @@ def _row_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     if streaming == passes[-1:] and bytes_of_row <= AHEAD_BYTES[1] and (late := _overlapped(kernel, steps, outer)):
         return (*steps, *late)
     return (*steps, Parallel(outer[0].loop.name)) if outer else tuple(steps)
+
+
+def _rows_beside(kernel: Kernel, outer: Sequence[For], target: Target) -> tuple[Step, ...]:
+    """Pass several rows side by side, where one short pass over each is all: what they share is read once for them.
+
+    Rows that come from far away are faster fetched ahead one after the other.
+    """
+    loops = loops_of(kernel.body)
+    if not outer or loops[:-1] != list(outer) or math.prod(f.loop.extent for f in outer) < FEW_UNITS:
+        return ()
+    rows, along, body = outer[-1].loop, loops[-1].loop, loops[-1].body
+    beside = next((n for n in ROWS_BESIDE if rows.extent % n == 0), None)
+    gathered = [s for s in body if isinstance(s, Accumulate)]
+    if beside is None or _cost(body) > SHORT_PASS or any(s.combine not in ("sum", "max", "min") for s in gathered):
+        return ()
+    if not all(isinstance(s, Accumulate | Load | Let) for s in body):
+        return ()
+    loads = [s for s in body if isinstance(s, Load)]
+    own = {s.buffer for s in loads if s.index.factor(rows.name)}
+    near = SHARED_CACHES if any(not s.index.factor(rows.name) for s in loads) else OWN_CACHES
+    size = sum(b.size * b.dtype.itemsize for b in kernel.params if b.name in own)
+    if size > near * target.l2 and AHEAD_BYTES[0] <= along.extent * lane_bytes(kernel) <= AHEAD_BYTES[1]:
+        return ()
+    return (Split(rows.name, beside), Unroll(f"{rows.name}.1"), Distribute(f"{rows.name}.1"))
 
 
 def _waits(body: Body) -> bool:

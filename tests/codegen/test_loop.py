@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kernel_cases import CASES, EXACT, NARROW, TYPED, WIDE, Native, kernels_of, program_of, sample
 
 import symgrad as sg
-from codegen import jit, schedule_contract
+from codegen import jit, schedule_contract, schedule_cpu
 from codegen.affine import ZERO, Affine, tile_quotient, tile_remainder, variable
 from codegen.ahead import Ahead
 from codegen.executable import value_name
@@ -42,7 +42,7 @@ from codegen.loop import (
 )
 from codegen.loop_print import kernel_text
 from codegen.loop_verify import highest, verify
-from codegen.steps import Step, WriteOut, apply
+from codegen.steps import Split, Step, WriteOut, apply
 from codegen.target import Target
 from codegen.tiling import choice_by_rules
 from symgrad.errors import CompileError
@@ -353,6 +353,31 @@ def test_what_is_packed() -> None:
     for width, columns in ((128, False), (100, True)):
         g = sg.Graph()
         assert packed(g.input("x", (512, 128)) @ g.input("y", (128, width))) == (False, columns)
+
+
+@pytest.mark.parametrize(("rows", "beside"), [(68, 4), (66, 3), (70, 2), (67, None)])
+def test_rows_side_by_side(rows: int, beside: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as divide the rows, with the bits that each has alone."""
+    rng = np.random.default_rng(3)
+    x, y = rng.standard_normal((rows, 100)), rng.standard_normal(100)
+
+    def results(beside: int | None) -> list[np.ndarray]:
+        out: list[np.ndarray] = []
+        for dtype in (sg.float32, sg.float64):
+            g = sg.Graph()
+            a, b = g.input("a", (rows, 100), dtype), g.input("b", (100,), dtype)
+            for one in (a @ b, sg.sum(a, 1), sg.max(a, 1), sg.sum((a - b) ** 2, 1)):
+                function = sg.compile([a, b], one)
+                (low,) = kernels_of(function.program, WIDE)
+                splits = [s.factor for s in low.scheduled[0].steps if isinstance(s, Split) and s.loop == "d0"]
+                assert splits == ([beside] if beside else [])
+                out.append(function(x.astype(dtype.np), y.astype(dtype.np)))
+        return out
+
+    mine = results(beside)
+    monkeypatch.setattr(schedule_cpu, "ROWS_BESIDE", ())
+    for one, alone in zip(mine, results(None), strict=True):
+        np.testing.assert_array_equal(one, alone)
 
 
 def test_maps_fetch_ahead_what_is_far() -> None:

@@ -128,4 +128,10 @@ WORKLOADS = (
     _workload("512_left_t", Product(512, 512, 512, transposed="left")),
     _workload("512_right_t", Product(512, 512, 512, transposed="right")),
     _workload("512_float64", Product(512, 512, 512, dtype="float64")),
+    _workload("1024_left_t", Product(1024, 1024, 1024, transposed="left")),
+    _workload("1024_right_t", Product(1024, 1024, 1024, transposed="right")),
+    _workload("1024_float64", Product(1024, 1024, 1024, dtype="float64")),
+    _workload("1x1024x1024_right_t", Product(1, 1024, 1024, transposed="right")),
+    _workload("32x768x3072_right_t", Product(32, 768, 3072, transposed="right")),
+    _workload("129x257x65_right_t", Product(129, 257, 65, transposed="right")),
 )
