@@ -229,8 +229,7 @@ def _tile_steps(shape: Contraction, tiling: Tiling, passes: int = 0) -> tuple[St
     steps += [Distribute(name) for name in reversed(tiling.passing)]
     steps += _inward(*reversed(_shifts(shape, tiling)), levels=2)
     blocks = _blocks(shape, tiling)
-    names = [name for name, _ in blocks]
-    steps += [Parallel(names[0])] if tiling.alone else shared(names, [size for _, size in blocks])
+    steps += shared([name for name, _ in blocks], [size for _, size in blocks])
     extents = {o.name: o.extent for o in shape.outer}
     if rows is not None and extents[rows] % tiling.row_tile:
         steps += [Merge(name) for name, _ in blocks if name != f"{rows}.0"]
@@ -334,14 +333,17 @@ def _outer(shape: Contraction, tiling: Tiling) -> list[Loop]:
 
 
 def _blocks(shape: Contraction, tiling: Tiling) -> list[tuple[str, int]]:
-    """The loops around a register tile from outside in, and their extents, before one of them is made parallel."""
+    """The loops around a register tile from outside in, and their extents, before one of them is made parallel.
+
+    Not those over strips of rows where workers pack all columns alone: to divide them comes after that.
+    """
     extents = {o.name: o.extent for o in shape.outer}
     rows, columns, passing, shifts = tiling.rows, tiling.columns, tiling.passing, _shifts(shape, tiling)
     around = (rows, *tiling.more, columns, *passing, *shifts)
     blocks = [(o.name, o.extent) for o in _outer(shape, tiling) if o.name not in around]
     blocks.append((f"{columns}.0", -(-extents[columns] // tiling.column_block)))
     blocks += [(name, extents[name]) for name in passing]
-    if rows is not None:
+    if rows is not None and not tiling.alone:
         blocks.append((f"{rows}.0", -(-extents[rows] // tiling.row_tile)))
     return blocks + [(name, extents[name]) for name in shifts]
 
@@ -366,7 +368,7 @@ def _shifts(shape: Contraction, tiling: Tiling) -> list[str]:
 def _is_filled_once(shape: Contraction, tiling: Tiling, factor: str) -> bool:
     """Whether the loops that a factor depends on are the outermost ones, so that a panel of it is packed only once."""
     blocks = _blocks(shape, tiling)
-    first = blocks.pop(0 if tiling.alone else parallel_position([size for _, size in blocks]))
+    first = blocks.pop(parallel_position([size for _, size in blocks]))
     columns, mine = f"{tiling.columns}.0", shape.loops_of(factor)
     order = [name for name, size in (first, *blocks) if size > 1 or name == columns]
     needed = [name for name in order if name in mine or name == columns]

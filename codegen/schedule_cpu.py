@@ -337,8 +337,10 @@ def _row_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     kept = max((_unit_stride(passes[0].body, f.loop.name), k) for k, f in enumerate(outer)) if outer else (0, 0)
     if outer and kept[0] > reduced and len({f.loop.name for f in passes}) == 1:
         return _column_steps(outer[kept[1]], outer, target.lanes(itemsize))
-    steps = list(_rows_beside(kernel, outer, target))
-    beside = bool(steps)
+    bytes_of_row = passes[0].loop.extent * itemsize
+    fetched = AHEAD_BYTES[0] <= bytes_of_row <= AHEAD_BYTES[1]
+    beside = _rows_beside(kernel, outer, target, fetched)
+    steps = list(beside)
     for name in dict.fromkeys(f.loop.name for f in passes):
         extent = next(f.loop.extent for f in passes if f.loop.name == name)
         lanes = ROW_BYTES // itemsize
@@ -348,14 +350,13 @@ def _row_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
             lanes *= 2
         steps += [Split(name, lanes), Vectorize(f"{name}.1", lanes)]
     if beside:
-        around = [f.loop.name for f in outer[:-1]]
-        return (*steps, Parallel(around[0] if around else f"{outer[-1].loop.name}.0"))
+        first = outer[0].loop.name
+        return (*steps, Parallel(f"{first}.0" if len(outer) == 1 else first))
     steps += _streams(kernel, steps, target)
     streamed = {step.buffer for step in steps if isinstance(step, Stream)}
     streaming = [f for f in passes if any(isinstance(s, Store) and s.buffer in streamed for s in f.body)]
     names = [f.loop.name for f in passes]
-    bytes_of_row = passes[0].loop.extent * itemsize
-    if outer and len(set(names)) == len(names) and AHEAD_BYTES[0] <= bytes_of_row <= AHEAD_BYTES[1]:
+    if outer and len(set(names)) == len(names) and fetched:
         # Passes that write past the caches wait for memory as it is.
         quiet = [f for f in passes if f not in streaming]
         busiest = max(quiet or passes, key=lambda f: _cost(f.body)).loop.name
@@ -365,26 +366,25 @@ def _row_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     return (*steps, Parallel(outer[0].loop.name)) if outer else tuple(steps)
 
 
-def _rows_beside(kernel: Kernel, outer: Sequence[For], target: Target) -> tuple[Step, ...]:
+def _rows_beside(kernel: Kernel, outer: Sequence[For], target: Target, fetched: bool) -> tuple[Step, ...]:
     """Pass several rows side by side, where one short pass over each is all: what they share is read once for them.
 
-    Rows that come from far away are faster fetched ahead one after the other.
+    Rows that come from far away, and can be `fetched` ahead, are faster one after the other.
     """
     loops = loops_of(kernel.body)
     if not outer or loops[:-1] != list(outer) or math.prod(f.loop.extent for f in outer) < FEW_UNITS:
         return ()
-    rows, along, body = outer[-1].loop, loops[-1].loop, loops[-1].body
+    rows, body = outer[-1].loop, loops[-1].body
     beside = next((n for n in ROWS_BESIDE if rows.extent % n == 0), None)
-    gathered = [s for s in body if isinstance(s, Accumulate)]
-    if beside is None or _cost(body) > SHORT_PASS or any(s.combine not in ("sum", "max", "min") for s in gathered):
+    if beside is None or _cost(body) > SHORT_PASS or not all(isinstance(s, Accumulate | Load | Let) for s in body):
         return ()
-    if not all(isinstance(s, Accumulate | Load | Let) for s in body):
+    if any(isinstance(s, Accumulate) and s.combine not in ("sum", "max", "min") for s in body):
         return ()
     loads = [s for s in body if isinstance(s, Load)]
     own = {s.buffer for s in loads if s.index.factor(rows.name)}
     near = SHARED_CACHES if any(not s.index.factor(rows.name) for s in loads) else OWN_CACHES
     size = sum(b.size * b.dtype.itemsize for b in kernel.params if b.name in own)
-    if size > near * target.l2 and AHEAD_BYTES[0] <= along.extent * lane_bytes(kernel) <= AHEAD_BYTES[1]:
+    if fetched and size > near * target.l2:
         return ()
     return (Split(rows.name, beside), Unroll(f"{rows.name}.1"), Distribute(f"{rows.name}.1"))
 

@@ -283,9 +283,7 @@ def _write_out(body: Body, step: WriteOut) -> Body:
         elif stmt.loop.extent % step.count or stmt.loop.skip is not None:
             raise ValueError(f"write out {step.loop}: not a multiple of {step.count} iterations, none of them left out")
         else:
-            inner = Loop(f"{step.loop}.1", step.count, bind=Bind.UNROLL)
-            blocks = Loop(f"{step.loop}.0", stmt.loop.extent // step.count)
-            out.append(For(blocks, (For(inner, split_body(stmt.body, step.loop, step.count)),)))
+            out += replace_loops(_split(stmt, step.count), f"{step.loop}.1", lambda f: _bound(f, Bind.UNROLL, 0))
     return tuple(out)
 
 

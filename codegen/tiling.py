@@ -158,13 +158,14 @@ def choice_by_rules(
         strips = -(-frame.height // row_tile)
         # Arrays that the rows pass after short sums are passed in long pieces, and their rows are shared.
         passing = rows is not None and frame.depth <= CHAIN and passed_arrays(frame.kernel, rows.name) > 1
-        is_shared = any(o.extent >= PARALLEL_UNITS for o in frame.others) or (passing and strips >= PARALLEL_UNITS)
+        others = any(o.extent >= PARALLEL_UNITS for o in frame.others)
+        is_shared = others or (passing and strips >= PARALLEL_UNITS) or _is_packed_alone(frame)
         shares = 1 if is_shared else PARALLEL_UNITS
         if frame.turned:
             apart = _apart(frame)
             strips *= math.prod(o.extent for o in frame.own if o is not rows and o not in apart)
             shares = 1 if math.prod(o.extent for o in apart) >= PARALLEL_UNITS else PARALLEL_UNITS
-        column_block = _column_block(frame, vectors, strips, 1 if _is_packed_alone(frame) else shares)
+        column_block = _column_block(frame, vectors, strips, shares)
     return Choice(row_tile, vectors, column_block, pack_columns, pack_rows, beside)
 
 
@@ -403,8 +404,8 @@ def _cycles(rows: int, vectors: int, run: int) -> float:
 
 def _is_packed_alone(frame: Frame) -> bool:
     """Whether columns are so few, beside rows for all workers, that these are sooner done packing them than sharing."""
-    alone = frame.rows is not None and {*frame.shape.outer} == {frame.rows, frame.columns}
-    return alone and not frame.turned and frame.columns.extent * frame.depth <= PACKED_ALONE
+    plain = frame.rows is not None and len(frame.shape.outer) == 2
+    return plain and not frame.turned and frame.columns.extent * frame.depth <= PACKED_ALONE
 
 
 def _column_block(frame: Frame, vectors: int, strips: int, shares: int) -> int:

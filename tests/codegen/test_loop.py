@@ -340,12 +340,13 @@ def test_the_same_bits_however_sums_are_written_out(shape: tuple[int, int, int],
 
 
 def test_what_is_packed() -> None:
-    """Columns most vectors of which cross lines, where many tiles read them."""
+    """Columns most vectors of which cross lines, and the more often rows are read across, the fewer of them."""
+    target = replace(WIDE, l2=1 << 20)
 
     def packed(*outputs: sg.Node) -> tuple[bool, bool]:
         program = optimize(Program(g, tuple(g.inputs), outputs), "infer", {})
-        (low,) = kernels_of(program, WIDE)
-        frame = frame_of(low.naive, WIDE)
+        (low,) = kernels_of(program, target)
+        frame = frame_of(low.naive, target)
         assert frame is not None
         choice = choice_by_rules(frame)
         return choice.pack_rows, choice.pack_columns
@@ -353,6 +354,9 @@ def test_what_is_packed() -> None:
     for width, columns in ((128, False), (100, True)):
         g = sg.Graph()
         assert packed(g.input("x", (512, 128)) @ g.input("y", (128, width))) == (False, columns)
+    for rows, width, packs in ((512, 512, False), (520, 512, True), (512, 1024, True), (256, 1024, False)):
+        g = sg.Graph()
+        assert packed(g.input("x", (256, rows)).T @ g.input("y", (256, width)))[0] == packs
 
 
 @pytest.mark.parametrize(("rows", "beside"), [(68, 4), (66, 3), (70, 2), (67, None)])

@@ -207,7 +207,7 @@ def test_places_that_could_stand_for_two_elements_are_summed() -> None:
         apply(picked("int32").naive, [Single("r0_1", "a1")])
 
 
-@pytest.mark.parametrize("shape", [(2, 512, 16), (64, 8, 48), (2, 1024, 16)])
+@pytest.mark.parametrize("shape", [(2, 512, 16), (64, 8, 48), (3, 1024, 16)])
 def test_rows_within_other_loops(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("codegen.stream.STREAMED_BYTES", 1 << 10)
     g = sg.Graph()
