@@ -43,11 +43,17 @@ class Named:
 
 @dataclass(slots=True)
 class Level:
-    """The block under construction at one loop depth. Loop-invariant instructions of inner loops are added to it."""
+    """The block under construction at one loop depth. Loop-invariant instructions of inner loops are added to it.
+
+    `counter` is the register of the loop's variable. `moving` names the addresses that move by so many bytes in each
+    iteration, by where they would be in iteration 0.
+    """
 
     label: str
+    counter: str = ""
     lines: list[str] = field(default_factory=list[str])
     memo: dict[object, Named] = field(default_factory=dict[object, "Named"])
+    moving: dict[tuple[str, int], str] = field(default_factory=dict[tuple[str, int], str])
 
 
 class Addressing:
@@ -207,6 +213,9 @@ class Addressing:
         """
         text, depth = f"%b_{buffer}", 0
         for register, factor, at in uniform:
+            if depth < at and register == self.levels[at].counter:
+                depth, text = at, self._moving(self.levels[at], text, factor * itemsize)
+                continue
             depth = max(depth, at)
             key = ("address", text, register, factor * itemsize)
             found = self.remembered(key)
@@ -227,6 +236,13 @@ class Addressing:
                 found = self._number_at(depth, key, moved, line)
             text = found.value.text
         return Named(Value(text, int64, 1), depth)
+
+    def _moving(self, level: Level, start: str, step: int) -> str:
+        """An address that moves with the loop of a level: to add to it is less than to multiply anew."""
+        key = start, step
+        if key not in level.moving:
+            level.moving[key] = self.b.fresh()
+        return level.moving[key]
 
     def _opaque(self, pointer: str, depth: int, copy: int) -> str:
         """The same pointer, of which LLVM does not know where it comes from.

@@ -349,7 +349,7 @@ class _Emitter(Writer):
             names = tuple(self.b.fresh() for _ in acc)
             phis[key] = names
             self.registers[key] = tuple(v._replace(text=n) for v, n in zip(acc, names, strict=True))
-        inner = Level(k)
+        inner = Level(k, f"%{k}i")
         self.levels.append(inner)
         self.variables[stmt.loop.name] = Variable(
             stmt.loop.start, f"%{k}i", depth=len(self.levels) - 1, extent=stmt.loop.extent
@@ -365,7 +365,8 @@ class _Emitter(Writer):
             for name, before, after in zip(phis[key], acc, self.registers[key], strict=True):
                 kind = llvm_type(before.dtype, before.lanes)
                 head.append(f"{name} = phi {kind} [ {before.text}, %{outer.label} ], [ {after.text}, %{inner.label} ]")
-        outer.lines += [f"br label %{k}", f"{k}:", *head, *inner.lines]
+        phis_of, places, steps = self._movements(outer, inner, start)
+        outer.lines += [f"br label %{k}", f"{k}:", *head, *phis_of, *places, *inner.lines, *steps]
         outer.lines += [
             f"%{k}n = add i64 %{k}i, 1",
             f"%{k}c = icmp slt i64 %{k}n, {stop}",
@@ -373,6 +374,31 @@ class _Emitter(Writer):
             f"{k}x:",
         ]
         outer.label = f"{k}x"
+
+    def _movements(self, outer: Level, inner: Level, start: str) -> tuple[list[str], list[str], list[str]]:
+        """How the addresses that move with a loop begin, where those are that move alike, and how they go on."""
+        alike: dict[int, list[tuple[str, str]]] = {}
+        for (base, step), name in inner.moving.items():
+            alike.setdefault(step, []).append((base, name))
+        phis: list[str] = []
+        places: list[str] = []
+        steps: list[str] = []
+        for step, addresses in alike.items():
+            first = str(int(start) * step) if start.isdecimal() else self.b.fresh()
+            if not start.isdecimal():
+                outer.lines.append(f"{first} = mul i64 {start}, {step}")
+            following = self.b.fresh()
+            if len(addresses) > 1:
+                offset = self.b.fresh()
+                phis.append(f"{offset} = phi i64 [ {first}, %{outer.label} ], [ {following}, %{inner.label} ]")
+                places += [f"{name} = getelementptr i8, ptr {base}, i64 {offset}" for base, name in addresses]
+                steps.append(f"{following} = add i64 {offset}, {step}")
+                continue
+            (base, name), begin = addresses[0], self.b.fresh()
+            outer.lines.append(f"{begin} = getelementptr i8, ptr {base}, i64 {first}")
+            phis.append(f"{name} = phi ptr [ {begin}, %{outer.label} ], [ {following}, %{inner.label} ]")
+            steps.append(f"{following} = getelementptr i8, ptr {name}, i64 {step}")
+        return phis, places, steps
 
     def _let(self, stmt: Let) -> None:
         if stmt.op == "const":

@@ -15,8 +15,10 @@ import numpy as np
 from codegen import threads
 from codegen.driver import BARRIER, GUARD
 from codegen.footprint import peak_lines
+from codegen.memory import zeros
 from codegen.plan import MemoryPlan, Task, original
 from codegen.profile import Profile, kernel_table
+from codegen.target import CACHE_LINE
 from symgrad.graph import Node, describe
 from symgrad.program import Program
 from symgrad.record import record
@@ -92,7 +94,7 @@ class Context:
         launches = executable.launches
         slot_of = executable.slot_of
         memory = executable.memory
-        arena = aligned_copy(np.zeros(max(memory.bytes, 64), np.uint8))
+        arena = zeros(max(memory.bytes, CACHE_LINE))
         slots = np.zeros(len(slot_of) + 1, np.int64)
         slots[0] = arena.ctypes.data
         for slot, array in executable.standing.items():

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 HELPED_TURN = 1e-4
+# The major versions of LLVM that are known to have the option that switches loop strength reduction off: one that does
+# not would end the process.
+LOOPS_LEFT_ALONE = (22,)
 
 _lock = threading.RLock()  # reentrant: the collector may drop a Library while this thread compiles
 
@@ -87,7 +90,7 @@ def compile_object(text: str, target: Target, *, passes: bool = False, level: in
     pipeline over it first. CompileError names the line that LLVM does not accept. What LLVM accepts but cannot lower
     ends the process: emit only constructs known to work on the target.
     """
-    with _lock:
+    with _compiling():
         job = _Job(text, target, level, passes)
         job.emit(0)
         return job.result()
@@ -113,9 +116,10 @@ class Batch:
         self._idle = 0
         self._left = False
         self._turn = 0.0
+        self._compiling = ExitStack()
 
     def __enter__(self) -> Batch:
-        _lock.acquire()
+        self._compiling.enter_context(_compiling())
         self._turn = sys.getswitchinterval()
         if self._helpers:
             sys.setswitchinterval(min(self._turn, HELPED_TURN))
@@ -129,10 +133,8 @@ class Batch:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
-        for job in self._jobs:
-            job.close()
         _close_dropped()
-        _lock.release()
+        self._compiling.close()
 
     def add(self, text: str, level: int = 2) -> int:
         """Begin to compile a module. Returns the number its object is asked for with."""
@@ -176,64 +178,56 @@ class Batch:
 
 
 class _Job:
-    """A module and the object it becomes.
-
-    Only `emit` is for other threads than the one that makes it. It is one call into LLVM, because a thread that comes
-    back from one waits until the interpreter gives it a turn.
-    """
+    """A module of LLVM text and the object it becomes. Only `emit` is for other threads than the one that makes it."""
 
     def __init__(self, text: str, target: Target, level: int, passes: bool) -> None:
-        from llvmlite.binding import ffi  # pyright: ignore[reportMissingTypeStubs]
-
+        self._text = text
         self._target = target
         self._level = level
-        self._ffi: Any = ffi
-        self._buffer: Any = None
-        self._failure: BaseException | None = None
+        self._passes = passes
+        self._made: bytes | BaseException = b""
         self.done = False
-        with ExitStack() as stack:
-            self._module = stack.enter_context(_module(text, target, passes, level))
-            self._problem = stack.enter_context(self._ffi.OutputString())
-            self._stack = stack.pop_all()
 
     def emit(self, lane: int) -> None:
-        """Generate code. What runs at the same time has another lane: a target machine serves one at a time.
-
-        The call goes around the binding's lock, which would let only one thread generate code. LLVM itself does so in
-        any number of threads, each with a context and a target machine of its own.
-        """
+        """Generate code. What runs at the same time has another lane: a target machine serves one at a time."""
         try:
             machine = _machine(self._target, self._level, lane)
-            locked = self._ffi.lib.LLVMPY_TargetMachineEmitToMemory
-            self._buffer = getattr(locked, "_cfn", locked)(machine, self._module, 1, self._problem)
+            with _module(self._text, self._target, self._passes, self._level) as module:
+                self._made = _object_of(module, machine)
         except BaseException as error:  # whatever it is, it is raised in the thread that asks for the object
-            self._failure = error
+            self._made = error
         self.done = True
 
     def result(self) -> bytes:
-        """The object, once; the module is gone then."""
-        with self._stack:
-            if self._failure is not None:
-                raise self._failure
-            if not self._buffer:
-                raise CompileError(f"LLVM could not make an object: {self._problem}")
-            lib, buffer, self._buffer = self._ffi.lib, self._buffer, None
-            try:
-                return ctypes.string_at(lib.LLVMPY_GetBufferStart(buffer), lib.LLVMPY_GetBufferSize(buffer))
-            finally:
-                lib.LLVMPY_DisposeMemoryBuffer(buffer)
+        """The object, once it is done."""
+        if isinstance(self._made, BaseException):
+            raise self._made
+        return self._made
 
-    def close(self) -> None:
-        """Let go of the module, asked for or not."""
-        with self._stack:
-            if self._buffer:
-                self._ffi.lib.LLVMPY_DisposeMemoryBuffer(self._buffer)
-                self._buffer = None
+
+def _object_of(module: Any, machine: Any) -> bytes:
+    """The machine code of a module.
+
+    The call goes around the binding's lock, which would let only one thread generate code. LLVM itself does so in any
+    number of threads, each with a context and a target machine of its own.
+    """
+    from llvmlite.binding import ffi  # pyright: ignore[reportMissingTypeStubs]
+
+    lib: Any = ffi.lib
+    emit = lib.LLVMPY_TargetMachineEmitToMemory
+    with ffi.OutputString() as problem:
+        buffer = getattr(emit, "_cfn", emit)(machine, module, 1, problem)
+        if not buffer:
+            raise CompileError(f"LLVM could not make an object: {problem}")
+    try:
+        return ctypes.string_at(lib.LLVMPY_GetBufferStart(buffer), lib.LLVMPY_GetBufferSize(buffer))
+    finally:
+        lib.LLVMPY_DisposeMemoryBuffer(buffer)
 
 
 def assembly(text: str, target: Target, *, passes: bool = False, level: int = 2) -> str:
     """The assembly (PTX for a CUDA target) of a module of LLVM text; errors as in `compile_object`."""
-    with _lock, _module(text, target, passes, level) as module:
+    with _compiling(), _module(text, target, passes, level) as module:
         return _machine(target, level).emit_assembly(module)
 
 
@@ -307,6 +301,30 @@ def _close_dropped() -> None:
         tracker, engine = _dropped.pop()
         tracker.close()
         engine.close()
+
+
+_compilers: list[None] = []  # one for each `_compiling` that is open
+
+
+@contextmanager
+def _compiling() -> Generator[None]:
+    """Hold the lock, and let LLVM leave loops as they are: addresses move with them already.
+
+    LLVM's loop strength reduction would look for other ways to count for a third of the time that code takes, and what
+    it found kept sums in memory. The option is one of the whole process: what others compile meanwhile, which can only
+    be in other threads, is correct but goes without it too.
+    """
+    with _lock:
+        switched = not _compilers and _llvm().llvm_version_info[0] in LOOPS_LEFT_ALONE
+        if switched:
+            _llvm().set_option("symgrad", "-disable-lsr=true")
+        _compilers.append(None)
+        try:
+            yield
+        finally:
+            _compilers.pop()
+            if switched:
+                _llvm().set_option("symgrad", "-disable-lsr=false")
 
 
 @contextmanager

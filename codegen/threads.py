@@ -19,10 +19,8 @@ on every worker.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
-import mmap
 import os
 import signal
 import threading
@@ -41,23 +39,19 @@ from codegen.driver import (
     WORKERS,
     driver_text,
 )
+from codegen.memory import zeros
 from codegen.placement import LATE, LATE_NS, PLACES, RECORD_BYTES, RECORDS, SEEN
 from symgrad.errors import CompileError
-from symgrad.storage import aligned_copy
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from symgrad.types import Array
 
     Words = npt.NDArray[np.int64]
 
 
 # The least effort of code generation spares every process 10 ms at its first call and costs a few cycles per kernel.
 DRIVER_LEVEL = 0
-# Bytes of a large page of memory, and of scratch memory from which it stands on these.
-LARGE_PAGE = 2 << 20
-LARGE_SCRATCH = 1 << 20
 _SPIN_SECONDS = 1e-6  # how long a waiting worker spins before it lets others run
 
 
@@ -124,7 +118,7 @@ def prepared(
     table = launch_records(launches)
     barrier, status = barrier_record(), np.zeros(8, np.int64)
     stride = scratch_bytes + 64
-    scratch = _scratch(stride * workers)
+    scratch = zeros(stride * workers)
     context = context_record(
         slots=slots.ctypes.data,
         launches=table.ctypes.data,
@@ -138,37 +132,14 @@ def prepared(
     return Prepared(context, table, (slots, table, barrier, status, scratch))
 
 
-def _scratch(count: int) -> Array:
-    """So many bytes of zeros on whole cache lines; many of them on large pages, where the system has these.
-
-    Packed panels are read from end to end again and again: each small page would have to be searched for.
-    """
-    if count < LARGE_SCRATCH or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return aligned_copy(np.zeros(count, np.uint8))
-    whole = -(-count // LARGE_PAGE) * LARGE_PAGE
-    memory = mmap.mmap(-1, whole + LARGE_PAGE)
-    with contextlib.suppress(OSError):  # a system without large pages has small ones
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    raw = np.frombuffer(memory, np.uint8)
-    start = -raw.ctypes.data % LARGE_PAGE
-    return raw[start : start + count]
-
-
 def barrier_record() -> Words:
     """A barrier nobody waits at, on cache lines of its own."""
-    return _lines(BARRIER_BYTES)
+    return zeros(BARRIER_BYTES).view(np.int64)
 
 
 def counter_records(launches: int, workers: int) -> Words:
     """Counters for launches of one context, a row for each: they let workers share what is left of their parts."""
-    return _lines(launches * workers * COUNTER_BYTES).reshape(launches, workers * COUNTER_BYTES // 8)
-
-
-def _lines(count: int) -> Words:
-    """So many bytes of zeros, whole cache lines."""
-    raw = np.zeros((count + 64) // 8, np.int64)
-    start = (-raw.ctypes.data) % 64 // 8
-    return raw[start : start + count // 8]
+    return zeros(launches * workers * COUNTER_BYTES).view(np.int64).reshape(launches, workers * COUNTER_BYTES // 8)
 
 
 def default_workers() -> int:
