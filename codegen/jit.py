@@ -100,10 +100,10 @@ class Batch:
     """Modules of LLVM text for one target that become objects while the caller goes on, several at a time.
 
     A context manager; until it is left, no other thread uses LLVM and the process does not fork. Without helpers a
-    module is compiled when it is added. Errors are those of `compile_object`.
+    module is compiled when it is added. Errors are those of `compile_object`, for who asks for the object.
 
-    Helpers need the interpreter for a moment between modules only, so they are given it soon: until the batch is left
-    its threads take turns after HELPED_TURN seconds.
+    Helpers need the interpreter for moments between calls into LLVM only, so they are given it soon: until the batch is
+    left its threads take turns after HELPED_TURN seconds.
     """
 
     def __init__(self, target: Target, helpers: int) -> None:

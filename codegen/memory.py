@@ -26,7 +26,8 @@ def zeros(count: int) -> Array:
     """
     if count < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return _aligned(np.zeros(count + CACHE_LINE, np.uint8), CACHE_LINE, count)
-    memory = mmap.mmap(-1, -(-count // LARGE_PAGE) * LARGE_PAGE + LARGE_PAGE)
+    size = -(-count // LARGE_PAGE) * LARGE_PAGE + LARGE_PAGE
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a system without large pages has small ones
         memory.madvise(mmap.MADV_HUGEPAGE)
     return _aligned(np.frombuffer(memory, np.uint8), LARGE_PAGE, count)

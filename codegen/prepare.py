@@ -19,11 +19,14 @@ from symgrad.program import Program
 from symgrad.types import size_of, static_shape, static_size
 
 # A reduction with fewer results than this has too little to share among workers; with more elements than this per
-# result its sum is a sum of sums. Both depend on shapes alone, and so does the order of additions.
+# result its sum is a sum of sums, and so it is with half as many per result if it has so many altogether: a worker then
+# reads what it has in its caches. All that depends on shapes alone, and so does the order of additions.
 FEW_RESULTS = 64
 LONG = 8192
+MANY = 1 << 16
 CHUNK = 2048
-# Terms of the sums of a contraction from which parts of them are worth it; elements of the operands of one part.
+# Terms of the sums of a contraction from which parts of them are worth it; elements of the operands of one part, which
+# are half as many where there are two parts.
 DEEP = 4096
 BLOCK = 1 << 17
 # Combining partial results takes the same operator again: for two values, this pointwise one.
@@ -149,7 +152,7 @@ def _is_long(node: Node) -> bool:
         isinstance(results, int)
         and isinstance(elements, int)
         and 0 < results < FEW_RESULTS
-        and (elements // results >= LONG)
+        and elements // results >= (LONG // 2 if elements >= MANY else LONG)
     )
 
 
@@ -292,7 +295,7 @@ def _blocks(node: Node) -> int:
         return 1
     sizes = dict(zip(left, static_shape(node.inputs[0].shape), strict=True))
     elements = sum(static_size(_base(i).shape) for i in node.inputs)
-    if elements < 2 * BLOCK or math.prod(sizes[label] for label in summed) < DEEP:
+    if elements < BLOCK or math.prod(sizes[label] for label in summed) < DEEP:
         return 1
     extent = sizes[summed[0]]
     blocks = next((b for b in range(2, extent + 1) if extent % b == 0 and elements <= b * BLOCK), extent)

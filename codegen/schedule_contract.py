@@ -147,17 +147,21 @@ def _fetching_strips(frame: Frame, tiling: Tiling, panel: Panel) -> int:
     return count if can_fetch(panel, frame.shape, frame.kernel, frame.target.l2) else 0
 
 
-def parallel_position(sizes: Sequence[int]) -> int:
-    """The outermost loop that has enough iterations to share, else the one with most."""
+def parallel_position(sizes: Sequence[int], apart: int = 0) -> int:
+    """The outermost loop that has enough iterations to share, else the one with most.
+
+    One of the first `apart` loops, of which no two iterations read the same, need not have as many, if those inside of
+    it make up for them: what other kernels leave in the caches of a worker is then read by the same one.
+    """
     for k, size in enumerate(sizes):
-        if size >= PARALLEL_UNITS:
+        if size >= PARALLEL_UNITS or (k < apart and size > 1 and math.prod(sizes[k:]) >= PARALLEL_UNITS):
             return k
     return max(range(len(sizes)), key=lambda k: sizes[k])
 
 
-def shared(names: Sequence[str], sizes: Sequence[int]) -> list[Step]:
+def shared(names: Sequence[str], sizes: Sequence[int], apart: int = 0) -> list[Step]:
     """Make the loop at the `parallel_position` of a perfect nest, given from outside in, the outermost and parallel."""
-    first = parallel_position(sizes)
+    first = parallel_position(sizes, apart)
     return [*(Distribute(name) for name in reversed(names[:first])), Parallel(names[first])]
 
 
@@ -229,7 +233,7 @@ def _tile_steps(shape: Contraction, tiling: Tiling, passes: int = 0) -> tuple[St
     steps += [Distribute(name) for name in reversed(tiling.passing)]
     steps += _inward(*reversed(_shifts(shape, tiling)), levels=2)
     blocks = _blocks(shape, tiling)
-    steps += shared([name for name, _ in blocks], [size for _, size in blocks])
+    steps += shared([name for name, _ in blocks], [size for _, size in blocks], _joint(shape, blocks))
     extents = {o.name: o.extent for o in shape.outer}
     if rows is not None and extents[rows] % tiling.row_tile:
         steps += [Merge(name) for name, _ in blocks if name != f"{rows}.0"]
@@ -348,6 +352,12 @@ def _blocks(shape: Contraction, tiling: Tiling) -> list[tuple[str, int]]:
     return blocks + [(name, extents[name]) for name in shifts]
 
 
+def _joint(shape: Contraction, blocks: Sequence[tuple[str, int]]) -> int:
+    """How many of the outermost loops both factors depend on, as those over the blocks of a long sum."""
+    joint = shape.loops_of(shape.factors[0]) & shape.loops_of(shape.factors[1])
+    return next((k for k, (name, _) in enumerate(blocks) if name not in joint), len(blocks))
+
+
 def _shifts(shape: Contraction, tiling: Tiling) -> list[str]:
     """The loops that read the same rows shifted: the places in a window, where it is not these that are summed over.
 
@@ -368,7 +378,7 @@ def _shifts(shape: Contraction, tiling: Tiling) -> list[str]:
 def _is_filled_once(shape: Contraction, tiling: Tiling, factor: str) -> bool:
     """Whether the loops that a factor depends on are the outermost ones, so that a panel of it is packed only once."""
     blocks = _blocks(shape, tiling)
-    first = blocks.pop(parallel_position([size for _, size in blocks]))
+    first = blocks.pop(parallel_position([size for _, size in blocks], _joint(shape, blocks)))
     columns, mine = f"{tiling.columns}.0", shape.loops_of(factor)
     order = [name for name, size in (first, *blocks) if size > 1 or name == columns]
     needed = [name for name in order if name in mine or name == columns]

@@ -46,7 +46,6 @@ from symgrad.errors import CompileError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-
     Words = npt.NDArray[np.int64]
 
 

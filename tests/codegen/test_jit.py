@@ -11,6 +11,7 @@ import threading
 
 import numpy as np
 import pytest
+from llvmlite import binding  # pyright: ignore[reportMissingTypeStubs]
 
 from codegen import jit
 from symgrad.errors import CompileError
@@ -221,7 +222,7 @@ def test_a_batch_that_is_left_early(helpers: int) -> None:
         with jit.Batch(target, helpers) as batch:
             for _ in range(5):
                 batch.add(DOUBLE)
-            batch.add("nonsense")
+            batch.object(batch.add("nonsense"))
 
     with pytest.raises(CompileError, match="does not parse"):
         wrong()
@@ -241,3 +242,43 @@ def test_libraries_dropped_while_another_thread_compiles_are_closed_later() -> N
         assert not thread.is_alive()
         assert len(jit._dropped) == 3
     assert not jit._dropped
+
+
+LOOP = """\
+define void @sum(ptr %to, i64 %count) {
+start:
+  br label %next
+next:
+  %k = phi i64 [ 0, %start ], [ %more, %next ]
+  %far = mul i64 %k, 136
+  %one = getelementptr i8, ptr %to, i64 %far
+  %two = getelementptr i8, ptr %one, i64 72
+  store i64 %k, ptr %one, align 8
+  store i64 %k, ptr %two, align 8
+  %more = add i64 %k, 1
+  %goes = icmp slt i64 %more, %count
+  br i1 %goes, label %next, label %end
+end:
+  ret void
+}
+"""
+
+
+def test_loops_are_left_alone_here_and_nowhere_else() -> None:
+    """What others compile before, between and after ours is what it would be without us."""
+    target = jit.host_target()
+
+    text = f'target triple = "{target.triple}"\n{LOOP}'
+
+    def by_others() -> str:
+        return jit._machine(target, 2).emit_assembly(binding.parse_assembly(text))
+
+    before = by_others()
+    ours = jit.assembly(LOOP, target)
+    assert by_others() == before
+    assert ours != before
+    with jit.Batch(target, 0) as batch:
+        batch.add(LOOP)
+        assert jit.assembly(LOOP, target) == ours
+        batch.add(LOOP)
+    assert by_others() == before

@@ -13,7 +13,7 @@ from kernel_cases import CASES, NARROW, TYPED, WIDE, Native, kernels_of, program
 import symgrad as sg
 from codegen import jit, schedule_cpu
 from codegen.interp import fresh_arrays, run
-from codegen.loop import Bind, Kernel, loops_of, parts_of
+from codegen.loop import Bind, Kernel, Load, loops_of, parts_of, statements_of
 from codegen.loop_verify import verify
 from codegen.share import serial
 from symgrad.types import float32, float64
@@ -164,3 +164,19 @@ def test_long_units_are_divided() -> None:
 def test_blocks_that_are_left_over_are_divided(shape: tuple[int, int, int, str]) -> None:
     """Of what is left at the ends of rows and columns, loops may have one iteration only."""
     check_products(*shape)
+
+
+def test_parts_of_long_sums_are_shared() -> None:
+    """A worker sums over the rows that it passes elsewhere, not over all rows for a part of the results."""
+    g = sg.Graph()
+    h, d = g.input("h", (4096, 32)), g.input("d", (4096, 32))
+    function = sg.compile([h, d], [h.T @ d, sg.sum(d, axis=0), h.T @ d[:, :1]])
+    long = [low.scheduled[-1].kernel for low in kernels_of(function.program, WIDE) if low.naive.params[0].size >= 4096]
+    assert len(long) == 3
+    for kernel in long:
+        (outermost,) = kernel.body
+        assert outermost.loop.extent == 2
+        read = {
+            s.buffer: s.index.factor(outermost.loop.name) for s in statements_of(kernel.body) if isinstance(s, Load)
+        }
+        assert all(2 * read[b.name] == b.size for b in kernel.params if not b.written)
