@@ -38,6 +38,8 @@ from symgrad.errors import CompileError
 from symgrad.record import record
 from symgrad.types import bool_
 
+# Addresses that move with a loop, each in a register of its own; of more, those that move alike share one.
+MOST_POINTERS = 6
 # No memory is touched, and what was read before counts as unknown.
 _MEMORY_FENCE = '"", "~{memory}"'
 SIGNATURE = "(ptr noalias %slots, ptr noalias %args, i64 %begin, i64 %end, ptr noalias %scratch, ptr noalias %status)"
@@ -387,17 +389,17 @@ class _Emitter(Writer):
             first = str(int(start) * step) if start.isdecimal() else self.b.fresh()
             if not start.isdecimal():
                 outer.lines.append(f"{first} = mul i64 {start}, {step}")
-            following = self.b.fresh()
-            if len(addresses) > 1:
-                offset = self.b.fresh()
+            if len(addresses) > 1 and len(inner.moving) > MOST_POINTERS:
+                offset, following = self.b.fresh(), self.b.fresh()
                 phis.append(f"{offset} = phi i64 [ {first}, %{outer.label} ], [ {following}, %{inner.label} ]")
                 places += [f"{name} = getelementptr i8, ptr {base}, i64 {offset}" for base, name in addresses]
                 steps.append(f"{following} = add i64 {offset}, {step}")
                 continue
-            (base, name), begin = addresses[0], self.b.fresh()
-            outer.lines.append(f"{begin} = getelementptr i8, ptr {base}, i64 {first}")
-            phis.append(f"{name} = phi ptr [ {begin}, %{outer.label} ], [ {following}, %{inner.label} ]")
-            steps.append(f"{following} = getelementptr i8, ptr {name}, i64 {step}")
+            for base, name in addresses:
+                begin, following = self.b.fresh(), self.b.fresh()
+                outer.lines.append(f"{begin} = getelementptr i8, ptr {base}, i64 {first}")
+                phis.append(f"{name} = phi ptr [ {begin}, %{outer.label} ], [ {following}, %{inner.label} ]")
+                steps.append(f"{following} = getelementptr i8, ptr {name}, i64 {step}")
         return phis, places, steps
 
     def _let(self, stmt: Let) -> None:

@@ -49,6 +49,8 @@ MIN_LANES = 4
 # A map with a body that costs so much fills the window of a processor by itself: each operation waits for the one
 # before. Two vectors side by side keep it busy, where there are registers for both.
 LONG_BODY = 128
+# So does one that costs less, where results go past the caches, which take two lines at once sooner than one by one.
+STREAMED_BODY = 16
 # A body with so few statements is written out for each row of a block that is turned in registers.
 SHORT_BODY = 8
 TWICE_REGISTERS = 32
@@ -188,7 +190,8 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
             *streams,
             *_turned_ahead(kernel, loops, best, turned, lanes, target),
         )
-    if target.registers >= TWICE_REGISTERS and _cost(loops[-1].body) >= LONG_BODY:
+    long = STREAMED_BODY if large_results(kernel, target) else LONG_BODY
+    if target.registers >= TWICE_REGISTERS and _cost(loops[-1].body) >= long:
         lanes *= 2
     lanes = _narrowed(lanes, extents[best])
     # The vector loop goes innermost.
@@ -361,7 +364,8 @@ def _row_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
         quiet = [f for f in passes if f not in streaming]
         busiest = max(quiet or passes, key=lambda f: _cost(f.body)).loop.name
         steps.append(Ahead(f"{busiest}.1", outer[-1].loop.name, target.l2))
-    if streaming == passes[-1:] and bytes_of_row <= AHEAD_BYTES[1] and (late := _overlapped(kernel, steps, outer)):
+    alone = streaming == passes[-1:] and bytes_of_row <= AHEAD_BYTES[1] and target.overlaps
+    if alone and (late := _overlapped(kernel, steps, outer)):
         return (*steps, *late)
     return (*steps, Parallel(outer[0].loop.name)) if outer else tuple(steps)
 

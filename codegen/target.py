@@ -14,7 +14,8 @@ class Target:
     `vector_bytes` is the widest vector register, `registers` how many there are, `masked` whether masked loads and
     stores are single instructions, `fma` whether fused multiply-add is, `scalef` whether AVX-512's products with powers
     of two are there, `spreads` whether multiply-adds take one element from memory for all lanes, `streams` whether
-    vectors can be written past the caches. Cache sizes are bytes per core.
+    vectors can be written past the caches, `overlaps` whether a core computes as fast while it does so. Cache sizes are
+    bytes per core.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Target:
     scalef: bool = False
     spreads: bool = False
     streams: bool = False
+    overlaps: bool = True
     l1: int = 32 << 10
     l2: int = 1 << 20
 

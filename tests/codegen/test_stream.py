@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from kernel_cases import WIDE, Native, kernels_of
@@ -16,6 +18,7 @@ from codegen.steps import apply
 from codegen.stream import STREAMED_BYTES, Stream
 from codegen.target import Target
 from symgrad.errors import CompileError
+from symgrad.graph import Node
 from symgrad.optimize import optimize
 from symgrad.program import Program
 from symgrad.record import replace
@@ -60,6 +63,28 @@ def test_the_next_row_is_fetched_where_nothing_goes_past_the_caches() -> None:
     assert streamed(kernel)
     # The first row of a unit alone; beside the next rows their results are written.
     assert [any(isinstance(s, Store) and s.past_caches for s in body) for body in fetching] == [False, True]
+
+
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_rows_are_written_beside_the_next_where_a_core_computes_meanwhile(overlaps: bool) -> None:
+    able = replace(WIDE, streams=True, overlaps=overlaps)
+    kernel = scheduled("rows", able, STREAMED_BYTES // 4 // 1024, 1024)
+    assert streamed(kernel)
+    assert any(b.name.endswith("_kept") for b in kernel.locals) == overlaps
+
+
+def test_two_lines_go_past_the_caches_at_once() -> None:
+    """Of functions that take some time: what takes none, or stays in the caches, has lanes as ever."""
+    g = sg.Graph()
+    able = replace(WIDE, streams=True)
+
+    def lanes(make: Callable[[Node], Node], count: int) -> int:
+        x = g.input(f"x{count}{len(g.nodes)}", (count,))
+        (low,) = kernels_of(optimize(Program(g, (x,), (make(x),), ()), "infer", {}), able)
+        return next(f.loop.lanes for f in loops_of(low.scheduled[0].kernel.body) if f.loop.bind is Bind.VECTOR)
+
+    large = STREAMED_BYTES // 4
+    assert [lanes(sg.exp, large), lanes(sg.exp, large // 2), lanes(sg.negative, large)] == [32, 16, 16]
 
 
 def test_rows_that_do_not_start_with_lines_do_not() -> None:

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from tests.benchmarks.workloads.base import Array, Inputs, Step, Workload, builds_in
+
+Transposed: TypeAlias = Literal["neither", "left", "right"]
+Dtype: TypeAlias = Literal["float32", "float64"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +23,8 @@ class Product:
     m: int
     k: int
     n: int
-    transposed: Literal["neither", "left", "right"] = "neither"
-    dtype: Literal["float32", "float64"] = "float32"
+    transposed: Transposed
+    dtype: Dtype
 
     @property
     def shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -105,6 +108,10 @@ def build_numpy(inputs: Inputs, threads: int, *, product: Product) -> Step:
 
 
 def _workload(name: str, product: Product) -> Workload:
+    if product.transposed != "neither":
+        name += f"_{product.transposed}_t"
+    if product.dtype != "float32":
+        name += f"_{product.dtype}"
     return Workload(
         name=f"matmul_{name}",
         summary=str(product),
@@ -116,22 +123,21 @@ def _workload(name: str, product: Product) -> Workload:
     )
 
 
-WORKLOADS = (
-    _workload("64", Product(64, 64, 64)),
-    _workload("256", Product(256, 256, 256)),
-    _workload("512", Product(512, 512, 512)),
-    _workload("1024", Product(1024, 1024, 1024)),
-    _workload("2048", Product(2048, 2048, 2048)),
-    _workload("1x1024x1024", Product(1, 1024, 1024)),
-    _workload("32x768x3072", Product(32, 768, 3072)),
-    _workload("129x257x65", Product(129, 257, 65)),
-    _workload("512_left_t", Product(512, 512, 512, transposed="left")),
-    _workload("512_right_t", Product(512, 512, 512, transposed="right")),
-    _workload("512_float64", Product(512, 512, 512, dtype="float64")),
-    _workload("1024_left_t", Product(1024, 1024, 1024, transposed="left")),
-    _workload("1024_right_t", Product(1024, 1024, 1024, transposed="right")),
-    _workload("1024_float64", Product(1024, 1024, 1024, dtype="float64")),
-    _workload("1x1024x1024_right_t", Product(1, 1024, 1024, transposed="right")),
-    _workload("32x768x3072_right_t", Product(32, 768, 3072, transposed="right")),
-    _workload("129x257x65_right_t", Product(129, 257, 65, transposed="right")),
+SIZES = {
+    "64": (64, 64, 64),
+    "256": (256, 256, 256),
+    "512": (512, 512, 512),
+    "1024": (1024, 1024, 1024),
+    "2048": (2048, 2048, 2048),
+    "1x1024x1024": (1, 1024, 1024),
+    "32x768x3072": (32, 768, 3072),
+    "129x257x65": (129, 257, 65),
+}
+FORMS: tuple[Transposed, ...] = ("neither", "left", "right")
+DTYPES: tuple[Dtype, ...] = ("float32", "float64")
+WORKLOADS = tuple(
+    _workload(name, Product(*size, transposed, dtype))
+    for dtype in DTYPES
+    for transposed in FORMS
+    for name, size in SIZES.items()
 )
