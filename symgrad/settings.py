@@ -35,7 +35,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         verify=_switch(environment, "SYMGRAD_VERIFY"),
         profile=_switch(environment, "SYMGRAD_PROFILE"),
         threads=threads,
-        cache=environment.get("SYMGRAD_CACHE", ""),
+        cache=_folder(environment, "SYMGRAD_CACHE"),
     )
 
 
@@ -53,6 +53,13 @@ def _integer(environment: Mapping[str, str], name: str, least: int, most: int | 
         wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} must be an integer {wanted}, got {text!r}")
     return int(text)
+
+
+def _folder(environment: Mapping[str, str], name: str) -> str:
+    text = environment.get(name, "")
+    if text in ("0", "1"):  # meant as a switch, it would name a folder here
+        raise ValueError(f"{name} must be a folder or 'off', got {text!r}")
+    return text
 
 
 def _switch(environment: Mapping[str, str], name: str) -> bool:

@@ -119,6 +119,13 @@ def test_bad_values_name_the_variable(name: str, value: str) -> None:
         read_settings({name: value})
 
 
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_the_cache_is_no_switch(value: str) -> None:
+    """A folder of that name would appear wherever the process runs."""
+    with pytest.raises(ValueError, match=f"SYMGRAD_CACHE must be a folder or 'off', got '{value}'"):
+        read_settings({"SYMGRAD_CACHE": value})
+
+
 def test_limits_of_the_variables() -> None:
     with pytest.raises(ValueError, match="SYMGRAD_DEBUG must be an integer from 0 to 6, got '7'"):
         read_settings({"SYMGRAD_DEBUG": "7"})
