@@ -9,6 +9,7 @@ from functools import partial
 from codegen.addressing import Level, Named, Variable
 from codegen.affine import Affine
 from codegen.combine import Accumulator, beginning, better, combined, result
+from codegen.frame import is_shifted
 from codegen.loop import (
     Accumulate,
     Bind,
@@ -282,7 +283,7 @@ class _Emitter(Writer):
             case Bind.VECTOR:
                 self._vector(stmt)
             case Bind.UNROLL:
-                apart = any(f.loop.skip is not None for f in loops_of(stmt.body))
+                apart = any(f.loop.skip is not None for f in loops_of(stmt.body)) or self._reads_shifted(stmt)
                 for value in range(loop.start, loop.start + loop.extent):
                     if apart and value > loop.start:
                         self._forget()
@@ -293,6 +294,14 @@ class _Emitter(Writer):
                 self._counted(stmt, str(loop.start), str(loop.start + loop.extent))
             case Bind.PARALLEL | Bind.SHARED:
                 raise CompileError(f"{loop.bind.value} loop {loop.name} is not where it can be")
+
+    def _reads_shifted(self, stmt: For) -> bool:
+        """Whether terms of sums that fill the registers read what others of them read, as neighbors in a window do."""
+        if 2 * len(self.registers) <= self.target.registers:
+            return False
+        inside = [f.loop for f in loops_of(stmt.body) if f.loop.bind is Bind.UNROLL]
+        loads = [s for s in statements_of(stmt.body) if isinstance(s, Load)]
+        return any(is_shifted(load, stmt.loop, inside) for load in loads)
 
     def _forget(self) -> None:
         """Read again what was read: it would be kept in registers that sums need."""

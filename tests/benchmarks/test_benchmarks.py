@@ -15,6 +15,7 @@ import pytest
 from tests.benchmarks import chart
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("README.md", "tests/benchmarks/results/products.md")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -41,21 +42,32 @@ def test_system_over_the_limit_is_reported() -> None:
     assert "no result in 0.001 s" in done.stdout
 
 
-def test_page_has_the_table_of_its_results() -> None:
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
-    names = re.findall(r"`(tests/benchmarks/results/[^`]+\.json)`", page)
-    text = chart.table(chart.load([ROOT / name for name in names]))
+def results_of(page: str) -> list[Path]:
+    """The files of results that a page names."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [ROOT / name for name in re.findall(r"`(tests/benchmarks/results/[^`]+\.json)`", text)]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_has_the_table_of_its_results(name: str) -> None:
+    page = (ROOT / name).read_text(encoding="utf-8")
+    text = chart.table(chart.load(results_of(name)))
     assert text in page
     assert chart.with_table(page, text) == page
     with pytest.raises(ValueError, match="has no table"):
         chart.with_table("a page", text)
 
 
+def test_every_result_is_on_a_page() -> None:
+    named = [file for name in PAGES for file in results_of(name)]
+    assert sorted(named) == sorted((ROOT / "tests/benchmarks/results").glob("*.json"))
+
+
 def test_pictures_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    results = ROOT / "tests/benchmarks/results"
-    light, dark = chart.draw(chart.load(sorted(results.glob("*.json"))), tmp_path)
+    measured = chart.load(results_of("README.md"))
+    light, dark = chart.draw(measured, tmp_path)
     for drawn in (light, dark):
         text = drawn.read_text(encoding="utf-8")
         assert all(f">{label}</text>" in text for label in ("symgrad", "torch.compile", "derivative10"))
-    assert chart.draw(chart.load(sorted(results.glob("*.json"))), tmp_path)[0].read_bytes() == light.read_bytes()
+    assert chart.draw(measured, tmp_path)[0].read_bytes() == light.read_bytes()

@@ -238,6 +238,22 @@ def test_constants_of_an_epilogue_take_no_registers_of_sums(width: int) -> None:
     assert not stack
 
 
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("window", [3, 5])
+@pytest.mark.parametrize("width", [64, 32])
+def test_neighbors_in_windows_take_no_registers_of_sums(width: int, window: int, padding: int) -> None:
+    """Several terms of a sum read the same elements: to keep these would put sums on the stack."""
+    target = jit.host_target()
+    if not target.triple.startswith("x86_64") or target.vector_bytes < width:
+        pytest.skip("for x86 with vectors this wide")
+    graph = sg.Graph()
+    x, w = graph.input("x", (2, 64, 30, 30)), graph.input("w", (64, 64, window, window))
+    program = Program(graph, (x, w), (sg.nn.conv2d(x, w, padding=padding),))
+    loop, stack = sums_of(optimize(program, "infer", {}), jit.host_target(width))
+    assert sum("vfmadd" in line for line in loop) >= target.registers // 2 - 4
+    assert not [line for line in stack if "mm" in line]
+
+
 def test_wider_results_leave_the_vectors_of_sums_whole() -> None:
     graph = sg.Graph()
     a, b = graph.input("a", (64, 64)), graph.input("b", (64, 64))
