@@ -247,8 +247,8 @@ class Addressing:
     def _opaque(self, pointer: str, depth: int, copy: int) -> str:
         """The same pointer, of which LLVM does not know where it comes from.
 
-        It would look for other ways to count through all places at constant distances from it, and with many sums in
-        registers count each place by itself, in memory.
+        With many sums in registers it is spared what it would do with places at constant distances from it: some
+        versions count each by itself, in memory. Convolutions gain 1 to 3 % where it does nothing of the kind, too.
         """
         key = ("opaque", pointer, copy)
         found = self.remembered(key)

@@ -58,6 +58,7 @@ def host_target(vector_bytes: int | None = None) -> Target:
         raise CompileError(
             f"host_target: vectors of {width} bytes were asked for; this machine ({cpu}) has 16 to {widest} bytes"
         )
+    is_zen = cpu.startswith("znver")
     if machine == "x86_64" and width == 64:
         features["prefer-256-bit"] = False  # LLVM's choice for some processors would halve the vectors it emits
     if machine == "x86_64" and width == 32:
@@ -78,7 +79,7 @@ def host_target(vector_bytes: int | None = None) -> Target:
         scalef=width == 64,
         spreads=width == 64,
         streams=machine == "x86_64",
-        overlaps=not cpu.startswith("znver"),  # measured on Zen 4: softmax of 4096 x 4096 takes twice as long
+        overlaps=not is_zen,  # measured on Zen 4: softmax of 4096 x 4096 takes twice as long
         l1=l1,
         l2=l2,
     )
@@ -117,25 +118,27 @@ class Batch:
         self._idle = 0
         self._left = False
         self._turn = 0.0
-        self._compiling = ExitStack()
+        self._held = ExitStack()
 
     def __enter__(self) -> Batch:
-        self._compiling.enter_context(_compiling())
+        self._held.enter_context(_compiling())
         self._turn = sys.getswitchinterval()
         if self._helpers:
             sys.setswitchinterval(min(self._turn, HELPED_TURN))
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.setswitchinterval(self._turn)
-        with self._changed:
-            self._left = True
-            self._waiting.clear()
-            self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
-        _close_dropped()
-        self._compiling.close()
+        try:
+            sys.setswitchinterval(self._turn)
+            with self._changed:
+                self._left = True
+                self._waiting.clear()
+                self._changed.notify_all()
+            for thread in self._threads:
+                thread.join()
+            _close_dropped()
+        finally:
+            self._held.close()
 
     def add(self, text: str, level: int = 2) -> int:
         """Begin to compile a module. Returns the number its object is asked for with."""
@@ -152,13 +155,13 @@ class Batch:
                 for one in (0, 2):
                     _machine(self._target, one, lane)
                 thread = threading.Thread(target=self._help, args=(lane,), name=f"symgrad compiler {lane}", daemon=True)
-                self._threads.append(thread)
                 thread.start()
+                self._threads.append(thread)
             self._changed.notify()
         return len(self._jobs) - 1
 
     def object(self, number: int) -> bytes:
-        """The object of a module, once it is there. It is given once."""
+        """The object of a module, once it is there."""
         job = self._jobs[number]
         with self._changed:
             self._changed.wait_for(lambda: job.done)
@@ -195,6 +198,7 @@ class _Job:
             machine = _machine(self._target, self._level, lane)
             with _module(self._text, self._target, self._passes, self._level) as module:
                 self._made = _object_of(module, machine)
+            self._text = ""
         except BaseException as error:  # whatever it is, it is raised in the thread that asks for the object
             self._made = error
         self.done = True
@@ -304,7 +308,7 @@ def _close_dropped() -> None:
         engine.close()
 
 
-_compilers: list[None] = []  # one for each `_compiling` that is open
+_compilers: list[object] = []  # one for each `_compiling` that is open
 
 
 @contextmanager
@@ -313,19 +317,21 @@ def _compiling() -> Generator[None]:
 
     LLVM's loop strength reduction would look for other ways to count for a third of the time that code takes, and what
     it found kept sums in memory. The option is one of the whole process: what others compile meanwhile, which can only
-    be in other threads, is correct but goes without it too.
+    be in other threads, is correct but goes without it too. It is on afterwards, whatever it was before: there is no
+    way to ask.
     """
     with _lock:
-        switched = not _compilers and _llvm().llvm_version_info[0] in LOOPS_LEFT_ALONE
-        if switched:
-            _llvm().set_option("symgrad", "-disable-lsr=true")
-        _compilers.append(None)
+        binding, mine = _llvm(), object()
+        switches = binding.llvm_version_info[0] in LOOPS_LEFT_ALONE
         try:
+            _compilers.append(mine)
+            if switches and len(_compilers) == 1:
+                binding.set_option("symgrad", "-disable-lsr=true")
             yield
         finally:
-            _compilers.pop()
-            if switched:
-                _llvm().set_option("symgrad", "-disable-lsr=false")
+            _compilers[:] = [one for one in _compilers if one is not mine]
+            if switches and not _compilers:
+                binding.set_option("symgrad", "-disable-lsr=false")
 
 
 @contextmanager

@@ -22,12 +22,15 @@ def zeros(count: int) -> Array:
     """So many bytes of zeros, whole cache lines, that take no time or room before they are used.
 
     Many of them stand on large pages: of what is passed from end to end again and again, each small page would have to
-    be searched for.
+    be searched for. MemoryError where there is not as much.
     """
     if count < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return _aligned(np.zeros(count + CACHE_LINE, np.uint8), CACHE_LINE, count)
     size = -(-count // LARGE_PAGE) * LARGE_PAGE + LARGE_PAGE
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"the system has no {size:,} bytes for values and scratch memory of a function") from error
     with contextlib.suppress(OSError):  # a system without large pages has small ones
         memory.madvise(mmap.MADV_HUGEPAGE)
     return _aligned(np.frombuffer(memory, np.uint8), LARGE_PAGE, count)

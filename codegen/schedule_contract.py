@@ -231,7 +231,7 @@ def _tile_steps(shape: Contraction, tiling: Tiling, passes: int = 0) -> tuple[St
         # Columns outside rows: the panel of columns stays in the cache while the rows pass by.
         steps.append(Distribute(f"{rows}.0"))
     steps += [Distribute(name) for name in reversed(tiling.passing)]
-    steps += _inward(*reversed(_shifts(shape, tiling)), levels=2)
+    steps += _shifts_inward(shape, tiling)
     blocks = _blocks(shape, tiling)
     steps += shared([name for name, _ in blocks], [size for _, size in blocks], _joint(shape, blocks))
     extents = {o.name: o.extent for o in shape.outer}
@@ -375,10 +375,22 @@ def _shifts(shape: Contraction, tiling: Tiling) -> list[str]:
     return [] if tiling.rows in shifted else [name for name in shifted if name in mine and name not in kept]
 
 
+def _shifts_inward(shape: Contraction, tiling: Tiling) -> list[Step]:
+    """Move the loops that shift to the inside of those over blocks, which end with columns and rows."""
+    shifts = _shifts(shape, tiling)
+    around = (tiling.rows, *tiling.more, tiling.columns)
+    order = [o.name for o in _outer(shape, tiling) if o.name not in around]
+    steps: list[Step] = []
+    for name in reversed(shifts):
+        passed = [other for other in order[order.index(name) + 1 :] if other not in shifts]
+        steps += _inward(name, levels=len(passed) + 2)
+    return steps
+
+
 def _is_filled_once(shape: Contraction, tiling: Tiling, factor: str) -> bool:
     """Whether the loops that a factor depends on are the outermost ones, so that a panel of it is packed only once."""
     blocks = _blocks(shape, tiling)
-    first = blocks.pop(parallel_position([size for _, size in blocks], _joint(shape, blocks)))
+    first = blocks.pop(parallel_position([size for _, size in blocks]))
     columns, mine = f"{tiling.columns}.0", shape.loops_of(factor)
     order = [name for name, size in (first, *blocks) if size > 1 or name == columns]
     needed = [name for name in order if name in mine or name == columns]
@@ -397,7 +409,7 @@ def _spill_steps(kernel: Kernel, tiling: Tiling) -> tuple[Step, ...]:
     if not long and not (tiling.is_blocked and passed_arrays(kernel, tiling.rows) > 1):
         return ()
     block = f"{tiling.columns}.1.0" if tiling.is_blocked else None
-    return (Spill(f"{tiling.rows}.1", f"{inner}.0", f"{inner}.1", "tile", block),)
+    return (Spill(f"{tiling.rows}.1", f"{inner}.0", f"{inner}.1", "tile", block, tiling.more),)
 
 
 def _inward(*loops: str, levels: int) -> list[Step]:

@@ -190,7 +190,8 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
             *streams,
             *_turned_ahead(kernel, loops, best, turned, lanes, target),
         )
-    long = STREAMED_BODY if large_results(kernel, target) else LONG_BODY
+    streams = extents[best] % (2 * lanes) == 0 and bool(large_results(kernel, target))
+    long = STREAMED_BODY if streams else LONG_BODY
     if target.registers >= TWICE_REGISTERS and _cost(loops[-1].body) >= long:
         lanes *= 2
     lanes = _narrowed(lanes, extents[best])

@@ -114,7 +114,7 @@ class Spill:
 
     `rows` and `columns` are the unrolled loops of the tile, `lanes` its vector loop. A long epilogue then exists once
     instead of once per accumulator. With `block`, the serial loop over tiles side by side, it follows after all of
-    these, so that it passes each row of them in one go.
+    these, so that it passes each row of them in one go. `more` are further loops of the tile.
     """
 
     rows: str
@@ -122,6 +122,7 @@ class Spill:
     lanes: str
     tile: str
     block: str | None = None
+    more: tuple[str, ...] = ()
 
 
 @record
@@ -425,6 +426,9 @@ def _spill(kernel: Kernel, step: Spill) -> Kernel:
     if step.block is not None:
         index = index + variable(step.block) * width
         width *= _extent(kernel, step.block)
+    for name in step.more:
+        index = index + variable(name) * width
+        width *= _extent(kernel, name)
     index = index + variable(step.rows) * width
     found = [s for f in loops_of(kernel.body) if f.loop.name == step.lanes for s in f.body if isinstance(s, Finish)]
     finish = found[-1]  # the last one: earlier ones are of sums that are summed again

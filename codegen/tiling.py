@@ -150,7 +150,7 @@ def choice_by_rules(
         strips = -(-frame.height // _even(frame.height, frame.tallest(vectors)))
         pack_columns = _pack_columns(frame, strips)
     beside: Beside | None = None
-    if vectors == 1 and not pack_columns and frame.height > frame.target.registers // 2:
+    if vectors == 1 and not pack_columns and not frame.turned and frame.height > frame.target.registers // 2:
         beside = next(iter(_besides(frame)), None)
     _, row_tile = _rows_of_tile(frame, vectors, pack_rows, beside)
     column_block = 1

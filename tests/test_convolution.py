@@ -13,8 +13,12 @@ import pytest
 
 import symgrad as sg
 from codegen import jit, schedule_contract
+from codegen.build import build
+from codegen.machine_code import KernelStore
 from symgrad.operators import apply
+from symgrad.optimize import optimize
 from symgrad.program import Program
+from symgrad.types import static_shape
 from tests.oracles import check_derivatives, derive, differs, function, run_poisoned
 
 CONV = {1: sg.nn.conv1d, 2: sg.nn.conv2d, 3: sg.nn.conv3d}
@@ -415,6 +419,41 @@ def test_adaptive_pooling(size: Any) -> None:
     np.testing.assert_allclose(sg.compile([x], y)(data), want, rtol=1e-12, atol=1e-14)
     slope = sg.compile([x], sg.grad(sg.sum(y), x))(data)
     np.testing.assert_allclose(slope.sum(), rows * columns * 6, rtol=1e-12)
+
+
+@pytest.mark.parametrize("width", [64, 32, 16])
+@pytest.mark.parametrize(
+    "shapes", [((3, 3, 6, 7), (33, 3, 2, 2)), ((8, 1, 28, 28), (32, 1, 5, 5)), ((4, 6, 5, 9), (17, 6, 1, 3))]
+)
+def test_long_epilogues_of_tiles_of_several_loops(shapes: tuple[tuple[int, ...], ...], width: int) -> None:
+    """Sums that wait in scratch memory for what follows have a place of their own for each loop of a tile."""
+    if jit.host_target().vector_bytes < width:
+        pytest.skip("for machines with vectors this wide")
+    g = sg.Graph()
+    x, w = g.input("x", shapes[0]), g.input("w", shapes[1])
+    y = sg.nn.conv2d(x, w, padding=1)
+    outputs = [sg.cos(y) - y * sg.sin(y), *sg.grad(sg.sum(y * sg.cos(y)), [x, w])]
+    rng = np.random.default_rng(0)
+    feeds = {node: rng.standard_normal(node.shape, dtype=np.float32) for node in (x, w)}
+    program = optimize(Program(g, (x, w), tuple(outputs)), "infer", {})
+    executable = build(program, KernelStore(), target=jit.host_target(width), verify=True)
+    made = [np.empty(static_shape(out.shape), np.float32) for out in outputs]
+    assert executable.run([*feeds.values(), *made]) == 0
+    for got, out in zip(made, outputs, strict=True):
+        wanted = sg.evaluate(out, feeds)
+        np.testing.assert_allclose(got, wanted, atol=2e-5 * np.abs(wanted).max())
+
+
+def test_gradients_by_weights_whose_windows_overlap_along_one_axis_only() -> None:
+    """The loop that shifts stands inside of one that does not."""
+    g = sg.Graph()
+    x, w = g.input("x", (2, 16, 9, 33)), g.input("w", (33, 16, 4, 3))
+    y = sg.nn.conv2d(x, w, stride=3)
+    slope = sg.grad(sg.sum(y * y), w)
+    rng = np.random.default_rng(1)
+    feeds = {node: rng.standard_normal(node.shape, dtype=np.float32) for node in (x, w)}
+    wanted = sg.evaluate(slope, feeds)
+    np.testing.assert_allclose(sg.compile([x, w], slope)(*feeds.values()), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_windows_of_the_same_array_share_a_gradient() -> None:

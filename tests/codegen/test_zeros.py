@@ -1,9 +1,9 @@
-"""Memory that calls use again: where it begins, what is in it, and what pages it stands on."""
+"""Memory that calls use again and again: where it begins, what is in it, and what pages it stands on."""
 
 from __future__ import annotations
 
+import mmap
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,10 @@ def test_zeros_on_whole_lines(count: int) -> None:
     assert memory.sum() == count
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what pages memory stands on")
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(),
+    reason="for systems that have large pages and tell of them",
+)
 def test_much_memory_asks_for_large_pages() -> None:
     """Of its own: the system has none, by default, for memory that is shared with other processes."""
     memory = zeros(3 * LARGE_PAGE)
@@ -36,3 +39,18 @@ def test_much_memory_asks_for_large_pages() -> None:
     assert flags is not None
     assert "hg" in flags[1].split()
     assert own.split()[1].endswith("p")
+
+
+def test_too_much_memory_is_said_to_be() -> None:
+    with pytest.raises(MemoryError, match=r"the system has no [0-9,]+ bytes"):
+        zeros(1 << 60)
+
+
+def test_any_refusal_is_one_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refused)
+    with pytest.raises(MemoryError):
+        zeros(LARGE)
+    assert zeros(LARGE - 1).shape == (LARGE - 1,)
