@@ -314,7 +314,8 @@ class _Emitter(Writer):
     def _once(self, stmt: For, value: int) -> None:
         loop = stmt.loop
         written_out = loop.extent if loop.bind is Bind.UNROLL and not loop.start else 0
-        self.variables[loop.name] = Variable(start=value, written_out=written_out)
+        depth = len(self.levels) - 1
+        self.variables[loop.name] = Variable(start=value, depth=depth, written_out=written_out)
         self._iteration(stmt)
         del self.variables[loop.name]
 

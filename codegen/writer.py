@@ -298,9 +298,16 @@ class Writer(Addressing):
         self.flush(len(self.levels) - 1)
 
     def _part_beside(self, stmt: Store, stride: int) -> int | None:
-        """The place between lanes at which loops that are written out store, if they store at each; else None."""
+        """The place between lanes at which loops that are written out store, if they store at each; else None.
+
+        They have no other loop inside of them: what it stores is known in its iterations only.
+        """
         known = ((factor, self.variables.get(name)) for name, factor in stmt.index.terms if 0 < factor < stride)
-        inside = sorted((factor, v.written_out, v.start) for factor, v in known if v is not None and v.written_out)
+        inside = sorted(
+            (factor, v.written_out, v.start)
+            for factor, v in known
+            if v is not None and v.written_out and v.depth == len(self.levels) - 1
+        )
         part, filled = 0, 1
         for factor, extent, at in inside:
             if factor != filled:

@@ -351,6 +351,33 @@ def test_random_convolutions(seed: int, monkeypatch: pytest.MonkeyPatch) -> None
     assert (by_w * v).sum() == (looped_convolution(data, v, stride, pairs, dilation, groups) * cotangent).sum()
 
 
+@pytest.mark.parametrize(
+    "seed", [seed if seed in (35, 68, 90) else pytest.param(seed, marks=pytest.mark.long) for seed in range(100)]
+)
+def test_random_convolutions_with_long_epilogues(seed: int) -> None:
+    """What follows a sum, and what comes before a product, is what it would be in a function of its own."""
+    rng = np.random.default_rng(seed)
+    shape, weights, stride, pairs, dilation, groups = random_case(rng)
+    g = sg.Graph()
+    x, w = g.input("x", shape), g.input("w", weights)
+    y = CONV[len(shape) - 2](x, w, stride=stride, padding=pairs, dilation=dilation, groups=groups)
+    u = g.input("u", y.shape)
+    widths = [b for b in (None, 32, 16) if b is None or b < jit.host_target().vector_bytes]
+    options = {"workers": int(rng.integers(1, 4)), "target": jit.host_target(widths[int(rng.integers(len(widths)))])}
+
+    def values(inputs: list[Any], outputs: list[Any], *arrays: np.ndarray) -> list[np.ndarray]:
+        return run_poisoned(function(Program(g, tuple(inputs), tuple(outputs), name="f"), **options), list(arrays))
+
+    given = [rng.standard_normal(n, dtype=np.float32) for n in (shape, weights)]
+    (plain,) = values([x, w], [y], *given)
+    (wanted,) = values([u], [sg.cos(u) - u * sg.sin(u)], plain)
+    (got,) = values([x, w], [sg.cos(y) - y * sg.sin(y)], *given)
+    assert differs(got, wanted) is None
+    apart = values([x, w, u], list(sg.grad(y, [x, w], cotangent=u)), *given, wanted)
+    for one, other in zip(values([x, w], list(sg.grad(sg.sum(y * sg.cos(y)), [x, w])), *given), apart, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * max(1, np.abs(other).max()))
+
+
 # size, stride, padding.
 POOLS = [((2, 2), None, (0, 0)), ((3, 2), (2, 2), (1, 1)), ((3, 3), (1, 2), (0, 1)), ((2, 3), (3, 4), (1, 0))]
 
