@@ -49,7 +49,8 @@ MIN_LANES = 4
 # A map with a body that costs so much fills the window of a processor by itself: each operation waits for the one
 # before. Two vectors side by side keep it busy, where there are registers for both.
 LONG_BODY = 128
-# So does one that costs less, where results go past the caches, which take two lines at once sooner than one by one.
+# So does one that costs less, where results go past the caches, which take two lines at once sooner than one by one. A
+# core that does not compute meanwhile does not write them past the caches.
 STREAMED_BODY = 16
 # A body with so few statements is written out for each row of a block that is turned in registers.
 SHORT_BODY = 8
@@ -190,9 +191,10 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
             *streams,
             *_turned_ahead(kernel, loops, best, turned, lanes, target),
         )
-    streams = extents[best] % (2 * lanes) == 0 and bool(large_results(kernel, target))
-    long = STREAMED_BODY if streams else LONG_BODY
-    if target.registers >= TWICE_REGISTERS and _cost(loops[-1].body) >= long:
+    cost = _cost(loops[-1].body)
+    large = bool(large_results(kernel, target)) and (target.overlaps or cost < STREAMED_BODY)
+    long = STREAMED_BODY if large and extents[best] % (2 * lanes) == 0 else LONG_BODY
+    if target.registers >= TWICE_REGISTERS and cost >= long:
         lanes *= 2
     lanes = _narrowed(lanes, extents[best])
     # The vector loop goes innermost.
@@ -203,7 +205,8 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     outer = shared([*rest, f"{best}.0"], sizes)
     within = [step for name in reversed(beside) for step in (Distribute(name), Unroll(name))]
     steps = (*inward, Split(best, lanes), *within, *outer, Vectorize(f"{best}.1", lanes))
-    return (*steps, *_streams(kernel, steps, target), *_map_ahead(kernel, loops[-1].body, f"{best}.1", target))
+    streams = _streams(kernel, steps, target) if large else ()
+    return (*steps, *streams, *_map_ahead(kernel, loops[-1].body, f"{best}.1", target))
 
 
 def _beside(loops: list[For], best: str) -> list[str]:

@@ -58,11 +58,6 @@ def test_page_has_the_table_of_its_results(name: str) -> None:
         chart.with_table("a page", text)
 
 
-def test_every_result_is_on_a_page() -> None:
-    named = [file for name in PAGES for file in results_of(name)]
-    assert sorted(named) == sorted((ROOT / "tests/benchmarks/results").glob("*.json"))
-
-
 def test_pictures_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     measured = chart.load(results_of("README.md"))

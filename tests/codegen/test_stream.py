@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -71,6 +72,15 @@ def test_rows_are_written_beside_the_next_where_a_core_computes_meanwhile(overla
     kernel = scheduled("rows", able, STREAMED_BYTES // 4 // 1024, 1024)
     assert streamed(kernel)
     assert any(b.name.endswith("_kept") for b in kernel.locals) == overlaps
+
+
+def test_what_takes_long_stays_in_the_caches_where_a_core_does_not_compute_meanwhile() -> None:
+    g = sg.Graph()
+    x = g.input("x", (STREAMED_BYTES // 4,))
+    for value, overlaps in itertools.product((sg.exp(x), x * 2), (True, False)):
+        program = optimize(Program(g, (x,), (value,)), "infer", {})
+        (low,) = kernels_of(program, replace(WIDE, streams=True, overlaps=overlaps))
+        assert bool(streamed(low.scheduled[0].kernel)) == (overlaps or value.op.name != "exp")
 
 
 def test_two_lines_go_past_the_caches_at_once() -> None:
