@@ -365,7 +365,7 @@ def test_random_convolutions_with_long_epilogues(seed: int) -> None:
     widths = [b for b in (None, 32, 16) if b is None or b < jit.host_target().vector_bytes]
     options = {"workers": int(rng.integers(1, 4)), "target": jit.host_target(widths[int(rng.integers(len(widths)))])}
 
-    def values(inputs: list[Any], outputs: list[Any], *arrays: np.ndarray) -> list[np.ndarray]:
+    def values(inputs: list[Any], outputs: list[Any], *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         return run_poisoned(function(Program(g, tuple(inputs), tuple(outputs), name="f"), **options), list(arrays))
 
     given = [rng.standard_normal(n, dtype=np.float32) for n in (shape, weights)]
