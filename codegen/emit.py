@@ -377,8 +377,8 @@ class _Emitter(Writer):
             for name, before, after in zip(phis[key], acc, self.registers[key], strict=True):
                 kind = llvm_type(before.dtype, before.lanes)
                 head.append(f"{name} = phi {kind} [ {before.text}, %{outer.label} ], [ {after.text}, %{inner.label} ]")
-        phis_of, places, steps = self._movements(outer, inner, start)
-        outer.lines += [f"br label %{k}", f"{k}:", *head, *phis_of, *places, *inner.lines, *steps]
+        moving, places, steps = self._movements(outer, inner, start)
+        outer.lines += [f"br label %{k}", f"{k}:", *head, *moving, *places, *inner.lines, *steps]
         outer.lines += [
             f"%{k}n = add i64 %{k}i, 1",
             f"%{k}c = icmp slt i64 %{k}n, {stop}",

@@ -388,7 +388,11 @@ def _shifts_inward(shape: Contraction, tiling: Tiling) -> list[Step]:
 
 
 def _is_filled_once(shape: Contraction, tiling: Tiling, factor: str) -> bool:
-    """Whether the loops that a factor depends on are the outermost ones, so that a panel of it is packed only once."""
+    """Whether the loops that a factor depends on are the outermost ones, so that a panel of it is packed only once.
+
+    That is asked without loops that are parallel only for being apart: workers who share what is inside of one would
+    each pack its panel.
+    """
     blocks = _blocks(shape, tiling)
     first = blocks.pop(parallel_position([size for _, size in blocks]))
     columns, mine = f"{tiling.columns}.0", shape.loops_of(factor)
