@@ -82,6 +82,19 @@ class TermAhead:
     passes: str | None = None
 
 
+@record
+class SumAhead:
+    """In the innermost loop `run` of a sum, fetch what a tile reads of `array` so many iterations later.
+
+    What it reads for one iteration lies side by side; the line on which that begins is another's. Near the end of the
+    loop that is nothing the tile needs, and what it needs first nobody fetches.
+    """
+
+    array: str
+    run: str
+    distance: int
+
+
 def fetch_ahead(kernel: Kernel, step: Ahead) -> Kernel:
     """The kernel with fetches in the loops called `inner`."""
     chosen = step.inner.removesuffix(".1")
@@ -159,12 +172,11 @@ def fetch_terms(kernel: Kernel, step: TermAhead) -> Kernel:
     """The kernel with fetches at the beginning of the loops called `term`."""
 
     def fetches(stmt: For) -> Body:
-        loads = dict.fromkeys(s for s in statements_of(stmt.body) if isinstance(s, Load) and s.buffer == step.array)
-        if not loads:
+        load = _load_of(stmt, step.array)
+        if load is None:
             return (stmt,)
-        load = next(iter(loads))
-        inside = [one.loop for one in loops_of(stmt.body) if one.loop.name != step.share]
-        now = _offsets(load.index, list({one.name: one for one in inside}.values()))
+        inside = [one for one in _inside(stmt) if one.name != step.share]
+        now = _offsets(load.index, inside)
         new = sorted({place + load.index.factor(step.loop) for place in now} - now)
         # All of these on lines that begin anywhere: no line is between two that are picked.
         line, picked = CACHE_LINE // load.dtype.itemsize, new[:1]
@@ -178,6 +190,33 @@ def fetch_terms(kernel: Kernel, step: TermAhead) -> Kernel:
         return (For(stmt.loop, (*(Fetch(load.buffer, first + place) for place in picked), *stmt.body)),)
 
     return replace(kernel, body=replace_loops(kernel.body, step.term, fetches))
+
+
+def fetch_sum(kernel: Kernel, step: SumAhead) -> Kernel:
+    """The kernel with fetches at the beginning of the loops called `run`."""
+
+    def fetches(stmt: For) -> Body:
+        load = _load_of(stmt, step.array)
+        if load is None:
+            return (stmt,)
+        inside = _inside(stmt)
+        places = _offsets(load.index, inside)
+        later = load.index.substitute({one.name: ZERO for one in inside}) + step.distance * load.index.factor(step.run)
+        line = CACHE_LINE // load.dtype.itemsize
+        found = [Fetch(load.buffer, later + place) for place in range(max(places), min(places) - 1, -line)]
+        return (For(stmt.loop, (*found, *stmt.body)),)
+
+    return replace(kernel, body=replace_loops(kernel.body, step.run, fetches))
+
+
+def _load_of(stmt: For, array: str) -> Load | None:
+    """The first load of an array in a loop."""
+    return next((s for s in statements_of(stmt.body) if isinstance(s, Load) and s.buffer == array), None)
+
+
+def _inside(stmt: For) -> list[Loop]:
+    """The loops in a loop, each once."""
+    return list({one.loop.name: one.loop for one in loops_of(stmt.body)}.values())
 
 
 def _offsets(index: Affine, loops: Sequence[Loop]) -> set[int]:

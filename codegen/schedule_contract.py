@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
-from codegen.ahead import StripAhead, TermAhead
+from codegen.ahead import StripAhead, SumAhead, TermAhead
 from codegen.costs import COSTS
 from codegen.frame import ROW_GROUP, Frame, epilogue, frame_of, is_one_row, is_shifted, passed_arrays
 from codegen.loop import Bind, Body, For, Kernel, Let, Loop, loops_of
@@ -14,9 +14,7 @@ from codegen.padding import LeaveOut, Note, Padding, can_note, is_sum, products_
 from codegen.stage import (
     Contraction,
     Panel,
-    can_fetch,
     copy_steps,
-    fetch_panel,
     fill_panel,
     lies_along,
     stage,
@@ -40,7 +38,7 @@ from codegen.steps import (
 from codegen.target import Target
 from codegen.tiling import (
     CHAIN,
-    FEW_STRIPS,
+    PACKED_ROWS,
     PARALLEL_UNITS,
     Choice,
     Tiling,
@@ -52,8 +50,6 @@ from symgrad.types import float32, float64
 
 # Instructions of an epilogue, written out for every accumulator, from which it is kept in loops.
 LONG_EPILOGUE = 300
-# Strips of rows that take long enough for memory to bring what the next panel is packed from.
-LEAST_STRIPS = 8
 # Terms of a sum that are written out one after the other in a register tile, and the vector multiply-adds of them.
 MOST_TERMS = 8
 MOST_PRODUCTS = 128
@@ -99,15 +95,12 @@ def schedule_contract(
         out.append((pack, steps))
         kernel = staged.rest
     if tiling.pack_rows and tiling.rows is not None:
-        staged = stage(kernel, shape, row_factor, tiling.rows, tiling.row_tile, tiling.run, "packed_rows")
+        staged = stage(kernel, shape, row_factor, tiling.rows, tiling.row_tile, tiling.run, PACKED_ROWS)
         steps = _pack_steps(staged.pack, shape, tiling.rows, tiling.row_tile, tiling.run, tiling.lanes)
         out.append((apply(staged.pack, steps), steps))
         kernel = staged.rest
-    passes = _fetching_strips(frame, tiling, panel) if panel is not None else 0
-    steps = (*_tile_steps(shape, tiling, passes), *_spill_steps(kernel, tiling))
+    steps = (*_tile_steps(shape, tiling), *_spill_steps(kernel, tiling))
     kernel = apply(kernel, steps)
-    if panel is not None and passes:
-        kernel = fetch_panel(kernel, panel, f"{tiling.rows}.0", passes)
     if panel is not None:
         leaving = _leaving(frame, tiling, padded, "panel", panel.block)
     note: Note | None = None
@@ -136,15 +129,6 @@ def _leaving(frame: Frame, tiling: Tiling, padded: Mapping[str, Padding], packed
     mine = frame.shape.loops_of(frame.column_factor)
     size = columns * math.prod(one.extent for one in frame.shape.inner if one.name in mine)
     return LeaveOut(load.buffer, padding, Note(packed, size, f"{packed}_notes"))
-
-
-def _fetching_strips(frame: Frame, tiling: Tiling, panel: Panel) -> int:
-    """How many strips of rows fetch what the next panel is packed from; 0 where they do not."""
-    count = -(-frame.height // tiling.row_tile)
-    one_run = tiling.run == 1 and not tiling.line and not tiling.turned and frame.depth < 2 * CHAIN
-    if not one_run or not LEAST_STRIPS <= count <= FEW_STRIPS:
-        return 0
-    return count if can_fetch(panel, frame.shape, frame.kernel, frame.target.l2) else 0
 
 
 def parallel_position(sizes: Sequence[int], apart: int = 0) -> int:
@@ -182,8 +166,8 @@ def _plain(kernel: Kernel) -> tuple[Kernel, tuple[Step, ...]]:
     return apply(kernel, steps), steps
 
 
-def _tile_steps(shape: Contraction, tiling: Tiling, passes: int = 0) -> tuple[Step, ...]:
-    """The steps of a tiling; the sum is split in runs where so many strips of rows pass and fetch the next panel."""
+def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
+    """The steps of a tiling."""
     rows, more, columns = tiling.rows, tiling.more, tiling.columns
     steps: list[Step] = [Split(tiling.beside.loop, tiling.beside.size)] if tiling.beside is not None else []
     inside = (*more, columns) if rows is None else (rows, *more, columns)
@@ -200,11 +184,6 @@ def _tile_steps(shape: Contraction, tiling: Tiling, passes: int = 0) -> tuple[St
         if tiling.line:
             steps.append(Split(last, tiling.line))
             fetching, levels = f"{last}.1", levels + 1
-        if passes:
-            # Runs without a shorter last one need no second form; what several strips fetch is there already.
-            run = next((k for k in range(passes, passes // 2, -1) if shape.inner[-1].extent % k == 0), passes)
-            steps.append(Split(last, run))
-            levels += 1
     ahead = _term_ahead(shape, tiling)
     if ahead is not None and ahead.share is not None:
         steps.append(Split(ahead.term.removesuffix(".0"), _shares(shape, tiling)))
@@ -241,7 +220,15 @@ def _tile_steps(shape: Contraction, tiling: Tiling, passes: int = 0) -> tuple[St
         steps.append(StripAhead(f"{rows}.0", f"{rows}.1", fetching))
     if ahead is not None:
         steps.append(ahead)
+    steps += [_sum_ahead(array, last, terms, tiling) for array, terms in tiling.later]
     return tuple(steps)
+
+
+def _sum_ahead(array: str, last: str, terms: int, tiling: Tiling) -> SumAhead:
+    """How what a tile reads so many terms later of the innermost sum `last` is fetched, or of a run in packed rows."""
+    if tiling.run > 1 and array == PACKED_ROWS:
+        return SumAhead(array, f"{last}.0", max(1, terms // tiling.run))
+    return SumAhead(array, f"{last}.1" if tiling.run > 1 or tiling.line else last, terms)
 
 
 def _written_out(kernel: Kernel) -> list[Step]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from codegen.affine import ZERO, Affine, tile_quotient, tile_remainder, variable
+from codegen.affine import ZERO, Affine, tile_quotient, tile_remainder
 from codegen.loop import (
     Accumulate,
     Body,
     Buffer,
-    Fetch,
     For,
     Kernel,
     Load,
@@ -20,7 +19,6 @@ from codegen.loop import (
     Store,
     chain,
     defined,
-    replace_loops,
     replace_statements,
     statements_of,
     used,
@@ -28,7 +26,6 @@ from codegen.loop import (
 )
 from codegen.padding import Note, note_panel
 from codegen.steps import Distribute, Split, Step, Unroll, Vectorize, apply, split_body
-from codegen.target import CACHE_LINE
 from codegen.transpose import Transpose
 from symgrad.record import record, replace
 from symgrad.types import DType
@@ -193,34 +190,6 @@ def fill_panel(kernel: Kernel, panel: Panel, note: Note | None = None) -> Kernel
 
     body = _fill(kernel.body, panel, panel.outer | {f"{panel.columns}.0"}, 0, nest)
     return replace(kernel, body=body, locals=(*kernel.locals, *more.values()))
-
-
-def can_fetch(panel: Panel, shape: Contraction, kernel: Kernel, least: int) -> bool:
-    """Whether a panel is packed from lines of an array of at least so many bytes, one for each term of the only sum."""
-    loads = [s for s in panel.body if isinstance(s, Load)]
-    if len(loads) != 1 or loads[0].guard or not lies_along(panel.body, panel.columns) or panel.extent <= panel.block:
-        return False
-    buffer = kernel.buffer(loads[0].buffer)
-    return panel.inner == shape.inner and len(panel.inner) == 1 and buffer.size * buffer.dtype.itemsize >= least
-
-
-def fetch_panel(kernel: Kernel, panel: Panel, strips: str, count: int) -> Kernel:
-    """The scheduled kernel with fetches of what the next panel is packed from while `count` strips of rows pass one.
-
-    `strips` is the loop over them. The summation loop is split in runs of at most `count` terms: before each of them a
-    strip fetches what its tile reads for one term.
-    """
-    (load,) = (s for s in panel.body if isinstance(s, Load))
-    summed = panel.inner[0]
-    row = variable(strips) * -(-summed.extent // count) + variable(f"{summed.name}.0")
-    column = (variable(f"{panel.columns}.0") + 1) * panel.block
-    if panel.block > panel.tile:
-        column = column + variable(f"{panel.columns}.1.0") * panel.tile
-    fetches = tuple(
-        Fetch(load.buffer, load.index.substitute({panel.columns: column + first, summed.name: row}))
-        for first in range(0, panel.tile, CACHE_LINE // load.dtype.itemsize)
-    )
-    return replace(kernel, body=replace_loops(kernel.body, f"{summed.name}.1", lambda run: (*fetches, run)))
 
 
 def _fill(body: Body, panel: Panel, missing: frozenset[str], width: int, nest: Callable[[int], Body]) -> Body:

@@ -12,10 +12,12 @@ from codegen.ahead import (
     Ahead,
     MapAhead,
     StripAhead,
+    SumAhead,
     TermAhead,
     fetch_ahead,
     fetch_map,
     fetch_strip,
+    fetch_sum,
     fetch_terms,
 )
 from codegen.loop import (
@@ -180,6 +182,7 @@ Step: TypeAlias = (
     | Ahead
     | MapAhead
     | StripAhead
+    | SumAhead
     | TermAhead
     | Overlap
     | Note
@@ -234,6 +237,8 @@ def _apply_one(kernel: Kernel, step: Step) -> Kernel:
             return fetch_map(kernel, step)
         case StripAhead():
             return fetch_strip(kernel, step)
+        case SumAhead():
+            return fetch_sum(kernel, step)
         case TermAhead():
             return fetch_terms(kernel, step)
         case Overlap():

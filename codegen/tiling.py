@@ -24,8 +24,17 @@ from symgrad.record import record, replace
 
 # Iterations that make a parallel loop worth having.
 PARALLEL_UNITS = 8
-# A factor is packed when at least so many register tiles read it again.
+# Rows are packed when at least so many register tiles read them again, columns when more strips of rows do so.
 PACK_REUSE = 4
+PACK_STRIPS = 24
+# Multiply-adds of vectors in which memory brings packed rows, and columns; the most terms of a sum that are fetched
+# ahead, and the part of all that these may be.
+ROWS_AHEAD = 1536
+COLUMNS_AHEAD = 768
+MOST_AHEAD = 64
+PART_AHEAD = 4
+# What packed rows are called.
+PACKED_ROWS = "packed_rows"
 # Register tiles that read rows so often that even rows in the second cache are packed for them.
 OFTEN = 64
 # Elements of columns that a worker packs in less time than it takes to wait for others.
@@ -115,6 +124,7 @@ class Tiling:
     passing: tuple[str, ...]  # loops around the rows that are inside of those over blocks of columns
     line: int  # elements on a cache line of the rows, which are fetched a strip ahead; 0 where they are not
     ahead: str | None  # the loop of which what a turned tile reads is fetched an iteration ahead
+    later: tuple[tuple[str, int], ...]  # arrays of which what a tile reads is fetched so many terms of the sum ahead
 
     @property
     def column_tile(self) -> int:
@@ -224,6 +234,7 @@ def tiling_of(frame: Frame, choice: Choice) -> Tiling:
         passing=_passing(frame, choice) if frame.turned else (),
         line=0 if choice.pack_rows or more else _fetched_line(frame, choice.row_tile),
         ahead=_fetched_ahead(frame, choice) if frame.turned and not choice.pack_rows else None,
+        later=_fetched_later(frame, choice),
     )
 
 
@@ -287,6 +298,33 @@ def _fetched_ahead(frame: Frame, choice: Choice) -> str | None:
     return others[-1]
 
 
+def _fetched_later(frame: Frame, choice: Choice) -> tuple[tuple[str, int], ...]:
+    """What a tile reads far from the second cache, in an order that no machine foresees far enough, and how far ahead.
+
+    Packed rows come line by line from wherever they were left; columns that are read where they are lie on a page each.
+    """
+    last = frame.shape.inner[-1] if frame.shape.inner else None
+    if last is None:
+        return ()
+    terms = min(last.extent, CHAIN)
+    products = choice.row_tile * choice.vectors
+
+    def ahead(most: int) -> int:
+        return min(MOST_AHEAD, most // products, terms // PART_AHEAD)
+
+    out: list[tuple[str, int]] = []
+    rows = math.prod(o.extent for o in frame.own) * frame.depth * itemsize_of(frame.shape, frame.row_factor)
+    if choice.pack_rows and rows > frame.target.l2 // 2:
+        out.append((PACKED_ROWS, ahead(ROWS_AHEAD)))
+    load = frame.shape.load(frame.column_factor)
+    read = not choice.pack_columns and choice.beside is None
+    if read and load is not None and is_far(frame.shape, frame.column_factor, last.name):
+        buffer = frame.kernel.buffer(load.buffer)
+        if buffer.size * buffer.dtype.itemsize > frame.target.l2:
+            out.append((load.buffer, ahead(COLUMNS_AHEAD)))
+    return tuple((array, count) for array, count in out if count > 1)
+
+
 def _rows_of_tile(frame: Frame, vectors: int, pack_rows: bool, beside: Beside | None) -> tuple[tuple[str, ...], int]:
     """The loops that are in a register tile as a whole, and the rows that are left to it."""
     if beside is not None:
@@ -324,8 +362,8 @@ def _pack_columns(frame: Frame, strips: int) -> bool:
     far = is_far(frame.shape, frame.column_factor, last)
     load = frame.shape.load(frame.column_factor)
     itemsize = itemsize_of(frame.shape, frame.column_factor)
-    crossing = strips > FEW_STRIPS and load is not None and load.index.factor(last) * itemsize % CACHE_LINE != 0
-    return strips >= PACK_REUSE and frame.depth >= FAR_STEPS and (far or crossing)
+    crossing = load is not None and load.index.factor(last) * itemsize % CACHE_LINE != 0
+    return strips >= PACK_STRIPS and frame.depth >= FAR_STEPS and (far or crossing)
 
 
 def _pack_rows(frame: Frame, rows: Loop, reuse: int) -> bool:
@@ -368,10 +406,14 @@ def _vectors(frame: Frame) -> int:
 
 
 def _turned_vectors(frame: Frame) -> int:
-    """As many as registers hold for the rows of a tile, which are at most as many as lanes."""
-    row_tile = _even(frame.height, frame.tallest(2))
+    """As many as registers hold for the rows of a tile, which are at most as many as lanes.
+
+    Some less where none are left over then.
+    """
+    row_tile, tiles = _even(frame.height, frame.tallest(2)), frame.tiles(1)
     fitting = (v for v in range(frame.target.registers, 1, -1) if frame.tallest(v) >= row_tile)
-    return min(next(fitting, 1), frame.tiles(1))
+    most = min(next(fitting, 1), tiles)
+    return next((v for v in range(most, most // 2, -1) if tiles % v == 0), most)
 
 
 def _even(rows: int, tallest: int) -> int:

@@ -16,7 +16,7 @@ from kernel_cases import CASES, EXACT, NARROW, TYPED, WIDE, Native, kernels_of, 
 import symgrad as sg
 from codegen import jit, schedule_contract, schedule_cpu
 from codegen.affine import ZERO, Affine, tile_quotient, tile_remainder, variable
-from codegen.ahead import Ahead
+from codegen.ahead import Ahead, SumAhead
 from codegen.executable import value_name
 from codegen.frame import frame_of
 from codegen.interp import fma, fresh_arrays, run
@@ -261,26 +261,26 @@ def test_the_next_strip_of_rows_is_fetched(form: str) -> None:
     np.testing.assert_array_equal(memory["p2"], (a @ b).ravel())
 
 
-def test_the_next_panel_of_columns_is_fetched() -> None:
-    """What is packed, but for the first panels, is fetched while the rows pass the one before; no result changes."""
+def test_columns_that_are_read_where_they_are_are_fetched() -> None:
+    """But for the first terms of a sum, what a tile reads is fetched a part of the sum before; no result changes."""
     target = replace(jit.host_target(), l2=1 << 16)
     batch, rows, depth, columns = 9, 48, 64, 320
     g = sg.Graph()
     x, y = g.input("x", (batch, rows, depth)), g.input("y", (batch, depth, columns))
     (low,) = kernels_of(Program(g, (x, y), (x @ y,)), target)
+    assert len(low.scheduled) == 1, "nothing is packed"
     kernel = low.scheduled[-1].kernel
     verify(kernel)
+    ahead = next(s for s in low.scheduled[-1].steps if isinstance(s, SumAhead))
+    assert 1 < ahead.distance <= depth // 4
     seen: set[int] = set()
     unforeseen: set[int] = set()
     for stmt, at in accesses(only(kernel.body, kernel.params[1].name), {}):
         if isinstance(stmt, Load) and at // 16 not in seen:
             unforeseen.add(at)
         seen.add(at // 16)
-    (panel,) = (b for b in kernel.locals if b.name == "panel")
-    width = panel.size // depth
-    assert {at % columns for at in unforeseen} == set(range(0, width, 16))
-    # What is fetched behind the last panel of a matrix is the first row of the next one.
-    assert len(unforeseen) == (batch * depth - (batch - 1)) * width // 16
+    # What is fetched behind the end of a matrix are the first rows of the next one.
+    assert sorted(unforeseen) == list(range(0, ahead.distance * columns, 16))
 
     generator = np.random.default_rng(5)
     a, b = (generator.integers(-4, 5, n.shape).astype(np.float32) for n in (x, y))
@@ -290,6 +290,40 @@ def test_the_next_panel_of_columns_is_fetched() -> None:
         lambda kernel, arrays: Native(kernel, target).run(arrays),
     )
     np.testing.assert_array_equal(memory["p2"], (a @ b).ravel())
+
+
+@pytest.mark.parametrize("dtype", [sg.float32, sg.float64], ids=str)
+def test_packed_rows_are_fetched(dtype: sg.DType) -> None:
+    """But for the first terms of the first tile, every line of packed rows is fetched before it is read."""
+    target = replace(jit.host_target(), l2=1 << 12)
+    rows, depth, columns = 288, 256, 400
+    g = sg.Graph()
+    x, y = g.input("x", (depth, rows), dtype), g.input("y", (depth, columns), dtype)
+    (low,) = kernels_of(Program(g, (x, y), (x.T @ y,)), target)
+    kernel = low.scheduled[-1].kernel
+    verify(kernel)
+    ahead = next(s for s in low.scheduled[-1].steps if isinstance(s, SumAhead) and s.array == "packed_rows")
+    tile = max(f.loop.extent for f in loops_of(kernel.body) if f.loop.name == "d0.1")
+    line = 64 // dtype.itemsize
+    fetched: set[int] = set()
+    unforeseen: set[int] = set()
+    for stmt, at in accesses(only(kernel.body, "packed_rows"), {}):
+        if isinstance(stmt, Fetch):
+            fetched.add(at // line)
+        else:
+            unforeseen |= {at // line} - fetched
+    # Where the tile of columns is another one, the same rows come again: they are fetched by then.
+    assert unforeseen
+    assert max(unforeseen) <= ahead.distance * tile // line
+
+    generator = np.random.default_rng(6)
+    a, b = (generator.integers(-4, 5, n.shape).astype(dtype.name) for n in (x, y))
+    memory = run_all(
+        low.scheduled,
+        {"p0": a.ravel(), "p1": b.ravel()},
+        lambda kernel, arrays: Native(kernel, target).run(arrays),
+    )
+    np.testing.assert_array_equal(memory["p2"], (a.T @ b).ravel())
 
 
 def test_register_tiles_are_wide_where_that_spares_instructions() -> None:

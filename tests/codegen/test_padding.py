@@ -152,7 +152,7 @@ def contraction(make: Callable[[sg.Graph], sg.Node], target: Target) -> tuple[tu
 LEFT: dict[str, tuple[Callable[[sg.Graph], sg.Node], Target]] = {
     "turned": (convolution(2, 3, 20, 5, 3), WIDE),
     "one tile of columns": (convolution(3, 2, 16, 4, 3), WIDE),
-    "tiles and a tile that is left": (convolution(1, 2, 40, 13, 3, stride=3), replace(NARROW, l2=1)),
+    "tiles and a tile that is left": (convolution(1, 2, 44, 13, 3, stride=3), replace(NARROW, l2=1)),
     "larger windows": (convolution(1, 2, 16, 5, 5), WIDE),
     "strides": (convolution(2, 2, 20, 7, 3, stride=2), WIDE),
     "dilations, ends that differ": (convolution(1, 2, 20, 5, 3, dilation=2, padding=((0, 3), (2, 1))), WIDE),
