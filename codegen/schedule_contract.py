@@ -174,6 +174,7 @@ def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
     steps += innermost([o.name for o in _outer(shape, tiling)], *inside)[0]
     levels = 1 + len(shape.inner)
     fetching: str | None = None
+    later: list[Step] = []
     if shape.inner:
         last = shape.inner[-1].name
         if shape.inner[-1].extent >= 2 * CHAIN:
@@ -184,6 +185,7 @@ def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
         if tiling.line:
             steps.append(Split(last, tiling.line))
             fetching, levels = f"{last}.1", levels + 1
+        later += (_sum_ahead(array, last, terms, tiling) for array, terms in tiling.later)
     ahead = _term_ahead(shape, tiling)
     if ahead is not None and ahead.share is not None:
         steps.append(Split(ahead.term.removesuffix(".0"), _shares(shape, tiling)))
@@ -220,7 +222,7 @@ def _tile_steps(shape: Contraction, tiling: Tiling) -> tuple[Step, ...]:
         steps.append(StripAhead(f"{rows}.0", f"{rows}.1", fetching))
     if ahead is not None:
         steps.append(ahead)
-    steps += [_sum_ahead(array, last, terms, tiling) for array, terms in tiling.later]
+    steps += later
     return tuple(steps)
 
 
