@@ -9,7 +9,7 @@ from types import MappingProxyType
 from codegen.ahead import StripAhead, SumAhead, TermAhead
 from codegen.costs import COSTS
 from codegen.frame import ROW_GROUP, Frame, epilogue, frame_of, is_one_row, is_shifted, passed_arrays
-from codegen.loop import Bind, Body, For, Kernel, Let, Loop, loops_of
+from codegen.loop import Bind, Body, For, Kernel, Let, Load, Loop, Store, loops_of
 from codegen.padding import LeaveOut, Note, Padding, can_note, is_sum, products_of
 from codegen.stage import (
     Contraction,
@@ -397,8 +397,14 @@ def _spill_steps(kernel: Kernel, tiling: Tiling) -> tuple[Step, ...]:
     inner = tiling.tile_columns
     if tiling.turned:
         return (Turn(f"{tiling.rows}.1", f"{inner}.0", f"{inner}.1", "tile"),)
-    weight = sum(COSTS.get(s.op, 1) for s in epilogue(kernel) if isinstance(s, Let))
-    long = weight * tiling.row_tile * tiling.vectors > LONG_EPILOGUE
+    after = epilogue(kernel)
+    weight = sum(COSTS.get(s.op, 1) for s in after if isinstance(s, Let))
+    # Lanes that lie apart in memory are read and written one by one.
+    accesses = [s for s in after if isinstance(s, Load | Store)]
+    weight += tiling.lanes * sum(s.index.factor(tiling.columns) not in (0, 1) for s in accesses)
+    extents = {f.loop.name: f.loop.extent for f in loops_of(kernel.body)}
+    more = math.prod(extents[name] for name in tiling.more if tiling.beside is None)
+    long = weight * tiling.row_tile * more * tiling.vectors > LONG_EPILOGUE
     if not long and not (tiling.is_blocked and passed_arrays(kernel, tiling.rows) > 1):
         return ()
     block = f"{tiling.columns}.1.0" if tiling.is_blocked else None

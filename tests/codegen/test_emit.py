@@ -12,7 +12,7 @@ import symgrad as sg
 from codegen import jit
 from codegen.build import build
 from codegen.emit import emit, module_text
-from codegen.loop import Accumulate, Bind, Body, For, Kernel, loops_of
+from codegen.loop import Accumulate, Bind, Body, For, Kernel, Store, loops_of
 from codegen.machine_code import KernelStore
 from codegen.target import Target
 from symgrad.errors import SymgradError
@@ -257,6 +257,31 @@ def test_neighbors_in_windows_take_no_registers_of_sums(width: int, window: int,
     loop, stack = sums_of(optimize(program, "infer", {}), jit.host_target(width))
     assert sum("vfmadd" in line for line in loop) >= target.registers // 2 - 4
     assert not [line for line in stack if "mm" in line]
+
+
+@pytest.mark.parametrize("channels", [128, 64])
+def test_lanes_that_lie_apart_are_stored_in_loops(channels: int) -> None:
+    """Gradients of weights lie apart by channels: written out for every accumulator, stores were half of the code."""
+    graph = sg.Graph()
+    x, w = graph.input("x", (1, channels, 12, 12)), graph.input("w", (channels, channels, 3, 3))
+    dy = graph.input("dy", (1, channels, 12, 12))
+    gradient = sg.grad(sg.sum(sg.nn.conv2d(x, w, padding=1) * dy), w)
+    program = optimize(Program(graph, (x, dy), (gradient,)), "infer", {})
+    kernel = kernels_of(program, WIDE)[-1].scheduled[-1].kernel
+    result = next(b.name for b in kernel.params if b.written)
+    assert stores_in(kernel.body, result)
+    for binds in stores_in(kernel.body, result):
+        assert Bind.VECTOR in binds
+        assert Bind.UNROLL not in binds
+
+
+def stores_in(body: Body, buffer: str, binds: tuple[Bind, ...] = ()) -> list[tuple[Bind, ...]]:
+    """How the loops are bound around each store to a buffer."""
+    found = [binds for s in body if isinstance(s, Store) and s.buffer == buffer]
+    for stmt in body:
+        if isinstance(stmt, For):
+            found += stores_in(stmt.body, buffer, (*binds, stmt.loop.bind))
+    return found
 
 
 def test_wider_results_leave_the_vectors_of_sums_whole() -> None:
