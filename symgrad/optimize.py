@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from symgrad.bind import bind_attr, bind_shape
-from symgrad.contract_forms import contract_forms
 from symgrad.errors import ShapeError, SymgradError
+from symgrad.final_forms import final_forms
 from symgrad.graph import Graph, Node, describe
 from symgrad.opdef import OPS
 from symgrad.ops.control import readers
@@ -34,7 +34,7 @@ def pipeline(phase: Phase, sizes: Mapping[str, int], rules: Rules) -> tuple[Pass
         partial(select_phase, phase=phase),
         partial(specialize, sizes=sizes),
         partial(simplify, rules=rules),
-        partial(contract_forms, rules=rules),
+        partial(final_forms, rules=rules),
     )
 
 

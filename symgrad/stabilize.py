@@ -64,7 +64,7 @@ def sech_squared(graph: Graph, bound: Bindings) -> Node:
     return apply("divide", apply("multiply", small, constant_like(node, 4)), bottom)
 
 
-def _source(node: Node, route: frozenset[str] = _ROUTE) -> Node:
+def source_of(node: Node, route: frozenset[str] = _ROUTE) -> Node:
     """What a node is a stretched or reshaped copy of."""
     while node.op.name in route:
         node = node.inputs[0]
@@ -75,9 +75,9 @@ def is_unshifted(node: Node) -> bool:
     """Whether a node is not a difference to its own maximum already."""
     if node.op.name != "subtract":
         return True
-    shift = _source(node.inputs[1])
+    shift = source_of(node.inputs[1])
     if shift.op.name == "where":
-        shift = _source(shift.inputs[1])
+        shift = source_of(shift.inputs[1])
     return shift.op.name != "max"
 
 
@@ -111,9 +111,9 @@ def log_sum_exp(graph: Graph, bound: Bindings) -> Node:
     return apply("add", _largest(node, axes), rest)
 
 
-def _normalizer(node: Node, exponential: Node) -> tuple[int, ...] | None:
+def normalizer(node: Node, exponential: Node) -> tuple[int, ...] | None:
     """The axes, where a node is a copy of the sum over axes of an exponential."""
-    found = _source(node)
+    found = source_of(node)
     return found.attrs[0] if found.op.name == "sum" and found.inputs[0] is exponential else None
 
 
@@ -123,7 +123,7 @@ def _log_softmax(graph: Graph, inputs: tuple[Node, ...], attrs: Attrs) -> Node |
     if quotient.op.name != "divide" or quotient.id < graph.opaque:
         return None
     top, bottom = quotient.inputs
-    axes = _normalizer(bottom, top)
+    axes = normalizer(bottom, top)
     if top.op.name != "exp" or axes is None or not is_not_empty(top, axes):
         return None
     node = top.inputs[0]
@@ -136,7 +136,7 @@ def _log_softmax(graph: Graph, inputs: tuple[Node, ...], attrs: Attrs) -> Node |
 def _softmax(graph: Graph, inputs: tuple[Node, ...], attrs: Attrs) -> Node | None:
     """exp(x) / sum(exp(x)) with the maximum taken from x."""
     top, bottom = inputs
-    axes = _normalizer(bottom, top)
+    axes = normalizer(bottom, top)
     if top.op.name != "exp" or axes is None or top.id < graph.opaque or not is_not_empty(top, axes):
         return None
     return None if not is_unshifted(top.inputs[0]) else _stable_softmax(top.inputs[0], axes)
@@ -155,12 +155,12 @@ def _log_sum_exp_gradient(graph: Graph, inputs: tuple[Node, ...], attrs: Attrs) 
     for factor, other in ((inputs[0], inputs[1]), (inputs[1], inputs[0])):
         if factor.op.name != "exp" or factor.id < graph.opaque or not is_unshifted(factor.inputs[0]):
             continue
-        weight = _source(other)
+        weight = source_of(other)
         parts = weight.inputs if weight.op.name in _GRADIENT_ROOTS else (weight,)
         for position, part in enumerate(parts):
-            if part.op.name != "reciprocal" or (axes := _normalizer(part.inputs[0], factor)) is None:
+            if part.op.name != "reciprocal" or (axes := normalizer(part.inputs[0], factor)) is None:
                 continue
-            if _source(part.inputs[0]).type.shape != weight.type.shape or not is_not_empty(factor, axes):
+            if source_of(part.inputs[0]).type.shape != weight.type.shape or not is_not_empty(factor, axes):
                 continue
             softmax = _stable_softmax(factor.inputs[0], axes)
             if len(parts) == 1:

@@ -62,7 +62,7 @@ def test_debug_1_is_a_line_per_stage(shown) -> None:
     lines = shown(1).splitlines()
     for line in lines:
         assert re.fullmatch(r"symgrad: .*\d+\.\d\d ms.*(nodes|kernels|bytes).*", line), line
-    for stage in ("select_phase", "specialize", "simplify", "contract_forms", "lower", "plan", "compile"):
+    for stage in ("select_phase", "specialize", "simplify", "final_forms", "lower", "plan", "compile"):
         assert sum(stage in line for line in lines) == 1
 
 
@@ -109,7 +109,7 @@ def test_dump(tmp_path: Path) -> None:
     assert [n for n in names if "simplify" in n] == ["demo_step.03.simplify.txt"]
     for kind, content in (("group", "contract"), ("loop", "kernel("), ("llvm", "define void")):
         assert content in (folder / f"demo_step.{kind}.txt").read_text()
-    assert "update w" in (folder / "demo_step.04.contract_forms.txt").read_text()
+    assert "update w" in (folder / "demo_step.04.final_forms.txt").read_text()
 
 
 @pytest.mark.parametrize("name", ["SYMGRAD_DEBUG", "SYMGRAD_NUM_THREADS", "SYMGRAD_VERIFY"])

@@ -12,6 +12,7 @@ import pytest
 from precise import mp, precise
 
 import symgrad.functions as sg
+import symgrad.nn as sg_nn
 from symgrad.errors import GraphError, ShapeError
 from symgrad.evaluate import evaluate
 from symgrad.grad import grad
@@ -584,6 +585,51 @@ def test_permute_of_a_shared_product_stays() -> None:
     product = a @ b
     program = Program(graph, (a, b), (product, product.T))
     assert [n.op.name for n in optimize(program, "infer").nodes].count("contract") == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_softmax_divides_once_for_a_row(dtype: str) -> None:
+    """Softmax as `nn` has it, and as users write it: the same NaN and zeros, and one more rounding."""
+    graph = Graph()
+    x = graph.input("x", (8, 5), dtype_named(dtype))
+    program = Program(graph, (x,), (sg_nn.softmax(x), sg.exp(x) / sg.sum(sg.exp(x), axis=1, keepdims=True)))
+    better = optimize(program, "infer")
+    names = [n.op.name for n in better.nodes]
+    assert "divide" not in names
+    assert names.count("reciprocal") == 2
+    rows = np.random.default_rng(3).normal(size=(8, 5), scale=20).astype(dtype)
+    rows[1, 2] = np.inf
+    rows[2, 0] = np.nan
+    rows[3] = -np.inf
+    rows[4, 1] = -np.inf
+    rows[5] = np.finfo(dtype).max
+    rows[6, :2] = np.inf, np.nan
+    rows[7] = np.finfo(dtype).min, 0, 1, -1, np.finfo(dtype).tiny
+    largest = rows.max(axis=1, keepdims=True)
+    finite, info = np.where(np.isfinite(largest), largest, 0), np.finfo(dtype)
+    with np.errstate(all="ignore"):
+        for got, shift in zip(results(better, [rows], "infer"), (largest, finite), strict=True):
+            below = np.exp(rows - shift)
+            wanted = below / below.sum(axis=1, keepdims=True)
+            np.testing.assert_allclose(got, wanted, rtol=4 * float(info.eps), atol=float(info.tiny))
+
+
+def test_quotients_that_are_no_softmax_stay() -> None:
+    """Without the shift that keeps a sum from being tiny, or with another's, a reciprocal might overflow."""
+    graph = Graph()
+    x, y = graph.input("x", (4, 5)), graph.input("y", (4, 5))
+    rows = sg.max(x, axis=1, keepdims=True)
+    own, other, overall = sg.exp(x - rows), sg.exp(y - rows), sg.exp(x - sg.max(x))
+    quotients = {
+        "other axis": own / sg.sum(own, axis=0, keepdims=True),
+        "other's maximum": other / sg.sum(other, axis=1, keepdims=True),
+        "all's maximum": overall / sg.sum(overall, axis=1, keepdims=True),
+        "other sum": own / sg.sum(sg.exp(y), axis=1, keepdims=True),
+        "no exponential": y / sg.sum(y, axis=1, keepdims=True),
+    }
+    for name, quotient in quotients.items():
+        better = optimize(Program(graph, (x, y), (quotient,)), "infer")
+        assert "divide" in [n.op.name for n in better.nodes], name
 
 
 def test_unknown_rule_names_are_an_error() -> None:

@@ -1,4 +1,7 @@
-"""Contractions over the operands as they are stored: permutes and broadcasts around them become labels."""
+"""The forms in which contractions and softmax are computed, once no rule looks for those that they were written in.
+
+Permutes and broadcasts around contractions become labels. Softmax takes the reciprocal of each sum once.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,19 @@ from collections.abc import Mapping
 
 from symgrad.graph import Graph, Node
 from symgrad.opdef import OPS
-from symgrad.ops.build import reshape_to
+from symgrad.ops.build import apply, reshape_to, restore_axes
 from symgrad.program import Program
 from symgrad.simplify import Rules, again, sweep
+from symgrad.stabilize import normalizer, source_of
 
 
-def contract_forms(program: Program, rules: Rules) -> Program:
-    """The program with the permutes and broadcasts that contractions read or feed absorbed into their labels.
+def final_forms(program: Program, rules: Rules) -> Program:
+    """The program with contractions over the operands as they are stored, and softmax without a division per element.
 
-    A permute of a result that others read too stays: the contraction is not computed twice. A broadcast is absorbed
-    where its new axes are axes of the other operand and of the result. A sum over axes of extent 1 is no sum: their
-    labels go. `rules` are those of the sweep; with none at all the program stays as it is.
+    Permutes and broadcasts that contractions read or feed are absorbed into their labels. A permute of a result that
+    others read too stays: the contraction is not computed twice. A broadcast is absorbed where its new axes are axes of
+    the other operand and of the result. A sum over axes of extent 1 is no sum: their labels go. `rules` are those of
+    the sweep; with none at all the program stays as it is.
     """
     nodes = program.nodes
     if not rules or not any(map(_is_candidate, nodes)):
@@ -28,6 +33,10 @@ def contract_forms(program: Program, rules: Rules) -> Program:
     def make(graph: Graph, node: Node, copies: Mapping[int, Node]) -> Node:
         if node.op.name == "contract":
             return _contraction(graph, node, copies)
+        if node.op.name == "divide" and (axes := _softmax_axes(node)) is not None:
+            top, bottom = (copies[i.id] for i in node.inputs)
+            once = apply("reciprocal", source_of(bottom))
+            return apply("multiply", top, restore_axes(once, axes, node.shape))
         if node.op.name != "permute":
             return again(graph, node, copies)
         product = copies[node.inputs[0].id]
@@ -39,7 +48,26 @@ def contract_forms(program: Program, rules: Rules) -> Program:
     return sweep(program, rules, make)
 
 
+def _softmax_axes(node: Node) -> tuple[int, ...] | None:
+    """The axes of the sums where a quotient is exp(x - max(x)) / sum(exp(x - max(x))).
+
+    The sums are at least 1 then, infinite or NaN, or all terms are 0, so that no reciprocal is rounded but once and NaN
+    comes of the same: 0 / 0 is NaN, and so is 0 times the reciprocal of 0.
+    """
+    top, bottom = node.inputs
+    axes = normalizer(bottom, top)
+    if axes is None or top.op.name != "exp" or top.inputs[0].op.name != "subtract":
+        return None
+    x, shift = top.inputs[0].inputs
+    largest = source_of(shift)
+    if largest.op.name == "where":
+        largest = largest.inputs[1]
+    return axes if largest.op.name == "max" and largest.inputs[0] is x and largest.attrs[0] == axes else None
+
+
 def _is_candidate(node: Node) -> bool:
+    if node.op.name == "divide":
+        return _softmax_axes(node) is not None
     if node.op.name == "contract":
         return any(i.op.name in ("permute", "broadcast") or 1 in i.shape for i in node.inputs)
     return node.op.name == "permute" and node.inputs[0].op.name == "contract"
