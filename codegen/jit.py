@@ -82,6 +82,7 @@ def host_target(vector_bytes: int | None = None) -> Target:
         overlaps=not is_zen,  # measured on Zen 4: softmax of 4096 x 4096 takes twice as long
         l1=l1,
         l2=l2,
+        near=16 << 20 if is_zen else 0,  # measured on Zen 4: one row times a matrix of 4 MiB takes 10 % less
     )
 
 

@@ -29,6 +29,12 @@ CHUNK = 2048
 # are half as many where there are two parts.
 DEEP = 4096
 BLOCK = 1 << 17
+# Elements of a matrix from which the product of one row with it is shared by its lines, so that each worker reads its
+# part of memory in order; how many parts, the fewest lines of one, and the most results of all for which that pays.
+ROW_BLOCK = 1 << 19
+ROW_PARTS = 8
+ROW_LINES = 128
+ROW_RESULTS = 4096
 # Combining partial results takes the same operator again: for two values, this pointwise one.
 _PAIRWISE = {
     "sum": "add", "prod": "multiply", "max": "maximum", "min": "minimum", "any": "logical_or", "all": "logical_and",
@@ -287,7 +293,8 @@ def _is_row_product(node: Node) -> bool:
 def _blocks(node: Node) -> int:
     """Into how many parts of its first label the sum of a contraction is cut: so many that the operands fit a cache.
 
-    Only where the sum is long and the result small: each part has a result of its own.
+    Only where the sum is long and the result small: each part has a result of its own. The sum of a row's product with
+    a matrix is cut where the matrix is large.
     """
     left, _, out = node.attrs
     summed = [label for label in left if label not in out]
@@ -295,11 +302,24 @@ def _blocks(node: Node) -> int:
         return 1
     sizes = dict(zip(left, static_shape(node.inputs[0].shape), strict=True))
     elements = sum(static_size(_base(i).shape) for i in node.inputs)
-    if elements < BLOCK or math.prod(sizes[label] for label in summed) < DEEP:
-        return 1
     extent = sizes[summed[0]]
+    if elements < BLOCK or math.prod(sizes[label] for label in summed) < DEEP:
+        return _row_blocks(node, extent) if elements >= ROW_BLOCK else 1
     blocks = next((b for b in range(2, extent + 1) if extent % b == 0 and elements <= b * BLOCK), extent)
     return blocks if 4 * blocks * static_size(node.shape) <= elements else 1
+
+
+def _row_blocks(node: Node, extent: int) -> int:
+    """Into how many parts the lines of a matrix that one row meets are cut, if that is what a contraction is."""
+    left, right, out = node.attrs
+    shapes = [static_shape(i.shape) for i in node.inputs]
+    own = [
+        [label for label, size in zip(labels, shape, strict=True) if label in out and size > 1]
+        for labels, shape in zip((left, right), shapes, strict=True)
+    ]
+    if all(own) or static_size(node.shape) > ROW_RESULTS:
+        return 1
+    return next((b for b in range(min(ROW_PARTS, extent // ROW_LINES), 1, -1) if extent % b == 0), 1)
 
 
 def _base(node: Node) -> Node:

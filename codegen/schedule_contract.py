@@ -55,9 +55,9 @@ MOST_TERMS = 8
 MOST_PRODUCTS = 128
 # Lines of a factor that are packed for all tiles before the next ones.
 PACKED_LINES = 16
-# Vectors and elements of the pieces in which the lines of a factor are read that meets one row.
+# The fewest and the most vectors of the pieces in which the lines of a factor are read that meets one row.
 ROW_VECTORS = 32
-ROW_LONGEST = 2048
+ROW_LONGEST = 64
 
 
 def schedule_contract(
@@ -292,11 +292,16 @@ def _row_steps(frame: Frame) -> tuple[Step, ...]:
     """
     outer, columns, extent = frame.shape.outer, frame.columns.name, frame.columns.extent
     last = frame.shape.inner[0].name
-    width = frame.lanes * max(ROW_VECTORS, extent // (frame.lanes * PARALLEL_UNITS))
-    width = min(width, ROW_LONGEST)
     blocks = [(o.name, o.extent) for o in outer if o.name != columns]
+    others = math.prod(size for _, size in blocks)
+    vectors = others * extent // (frame.lanes * PARALLEL_UNITS)
+    width = frame.lanes * min(max(ROW_VECTORS, vectors), ROW_LONGEST)
     blocks.append((f"{columns}.0", -(-extent // width)))
     inner = f"{columns}.1"
+    load = frame.shape.load(frame.column_factor)
+    buffer = frame.kernel.buffer(load.buffer) if load is not None else None
+    is_near = buffer is not None and buffer.size * buffer.dtype.itemsize <= frame.target.near
+    ahead = () if is_near else (StripAhead(f"{last}.0", f"{last}.1", f"{inner}.1"),)
     return (
         *innermost([o.name for o in outer], columns)[0],
         Split(last, ROW_GROUP),
@@ -309,7 +314,7 @@ def _row_steps(frame: Frame) -> tuple[Step, ...]:
         Distribute(f"{inner}.0"),
         Keep("total"),
         *shared([name for name, _ in blocks], [size for _, size in blocks]),
-        StripAhead(f"{last}.0", f"{last}.1", f"{inner}.1"),
+        *ahead,
     )
 
 

@@ -15,7 +15,7 @@ class Target:
     stores are single instructions, `fma` whether fused multiply-add is, `scalef` whether AVX-512's products with powers
     of two are there, `spreads` whether multiply-adds take one element from memory for all lanes, `streams` whether
     vectors can be written past the caches, `overlaps` whether a core computes as fast while it does so. Cache sizes are
-    bytes per core.
+    bytes per core. Arrays of `near` bytes or less are read as fast from a third cache where nothing is fetched ahead.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Target:
     overlaps: bool = True
     l1: int = 32 << 10
     l2: int = 1 << 20
+    near: int = 0
 
     def lanes(self, itemsize: int) -> int:
         """How many elements of this size one vector register holds."""

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 import symgrad as sg
+from codegen.prepare import prepare
+from symgrad.ops.build import apply
+from symgrad.program import Program
 
 # Rows, summed extent, columns: less than a register tile, several with a rest, several panels of columns with a rest.
 SHAPES = [
@@ -74,3 +77,32 @@ def test_arrays_that_the_rows_of_a_product_pass(rows: int, depth: int, columns: 
         np.testing.assert_array_equal(positive, np.maximum(a @ b + c, 0))
         np.testing.assert_array_equal(less, 2 * (a @ b) - step * (a @ b) * c)
     np.testing.assert_array_equal(s.value, 2 * (a @ b) * c)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("left", "right", "labels"),
+    [
+        ((1, 1024), (1024, 700), ("mk", "kn", "mn")),
+        ((1000,), (1000, 600), ("k", "kn", "n")),
+        ((768, 1), (768, 1024), ("km", "kn", "mn")),
+        ((1024, 30, 20), (1024,), ("kab", "k", "ab")),
+    ],
+    ids=str,
+)
+def test_lines_of_a_large_matrix_that_one_row_meets_are_cut(
+    left: tuple[int, ...], right: tuple[int, ...], labels: tuple[str, str, str], dtype: str
+) -> None:
+    """Each worker reads its part of memory in order; partial sums of whole numbers are exact."""
+    rng = np.random.default_rng(10)
+    g = sg.Graph()
+    x, y = (g.input(name, shape, getattr(sg, dtype)) for name, shape in (("x", left), ("y", right)))
+    product = apply("contract", x, y, left=labels[0], right=labels[1], out=labels[2])
+    program = prepare(Program(g, (x, y), (product,)))
+    (cut,) = (n for n in program.nodes if n.op.name == "contract")
+    assert cut.shape[0] > 1
+    assert cut.shape[1:] == product.shape
+    a, b = integers(rng, left, dtype), integers(rng, right, dtype)
+    for threads in (1, 2):
+        got = sg.compile([x, y], sg.nn.relu(product) + 1.0, threads=threads)(a, b)
+        np.testing.assert_array_equal(got, np.maximum(np.einsum("{},{}->{}".format(*labels), a, b), 0) + 1)
