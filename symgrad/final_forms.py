@@ -13,7 +13,7 @@ from symgrad.opdef import OPS
 from symgrad.ops.build import apply, reshape_to, restore_axes
 from symgrad.program import Program
 from symgrad.simplify import Rules, again, sweep
-from symgrad.stabilize import normalizer, source_of
+from symgrad.stabilize import normalizer, puts_back, source_of
 
 
 def final_forms(program: Program, rules: Rules) -> Program:
@@ -61,8 +61,13 @@ def _softmax_axes(node: Node) -> tuple[int, ...] | None:
     x, shift = top.inputs[0].inputs
     largest = source_of(shift)
     if largest.op.name == "where":
-        largest = largest.inputs[1]
-    return axes if largest.op.name == "max" and largest.inputs[0] is x and largest.attrs[0] == axes else None
+        # Whatever is taken where the maximum is not finite: the sum is 0, infinite or NaN.
+        test, largest, _ = largest.inputs
+        if test.op.name != "isfinite" or test.inputs[0] is not largest:
+            return None
+    if largest.op.name != "max" or largest.inputs[0] is not x or largest.attrs[0] != axes:
+        return None
+    return axes if puts_back(shift, source_of(shift), axes) else None
 
 
 def _is_candidate(node: Node) -> bool:

@@ -111,10 +111,44 @@ def log_sum_exp(graph: Graph, bound: Bindings) -> Node:
     return apply("add", _largest(node, axes), rest)
 
 
-def normalizer(node: Node, exponential: Node) -> tuple[int, ...] | None:
-    """The axes, where a node is a copy of the sum over axes of an exponential."""
+def _sum_axes(node: Node, exponential: Node) -> tuple[int, ...] | None:
+    """The axes, where a node is a copy of any shape of the sum over axes of an exponential."""
     found = source_of(node)
     return found.attrs[0] if found.op.name == "sum" and found.inputs[0] is exponential else None
+
+
+def normalizer(node: Node, exponential: Node) -> tuple[int, ...] | None:
+    """The axes, where a node is the sum over axes of an exponential, beside every term of it."""
+    axes = _sum_axes(node, exponential)
+    return axes if axes is not None and puts_back(node, source_of(node), axes) else None
+
+
+def puts_back(node: Node, source: Node, axes: tuple[int, ...]) -> bool:
+    """Whether a copy of `source`, a reduction over axes, has every result beside the elements that it is of.
+
+    A square matrix can be divided by the sums of its rows as if these were those of its columns.
+    """
+    copies: list[Node] = []
+    while node is not source:
+        copies.append(node)
+        node = node.inputs[0]
+    rank = source.ndim + len(axes)
+    kept = [axis for axis in range(rank) if axis not in axes]
+    # For every axis of more than one element which one of the whole it is, None where it is stretched.
+    places: list[int | None] = [k for k, extent in zip(kept, source.shape, strict=True) if extent != 1]
+    for copy in reversed(copies):
+        before = copy.inputs[0].shape
+        if copy.op.name == "reshape":
+            if [extent for extent in before if extent != 1] != [extent for extent in copy.shape if extent != 1]:
+                return False
+            continue
+        lead, found = copy.ndim - len(before), iter(places)
+        own = [axis >= lead and before[axis - lead] != 1 for axis in range(copy.ndim)]
+        origins = [next(found) if is_own else None for is_own in own]
+        places = [place for place, extent in zip(origins, copy.shape, strict=True) if extent != 1]
+    whole = copies[0].shape if copies else source.shape
+    wide = [axis for axis, extent in enumerate(whole) if extent != 1]
+    return len(whole) == rank and all(place in (None, axis) for place, axis in zip(places, wide, strict=True))
 
 
 def _log_softmax(graph: Graph, inputs: tuple[Node, ...], attrs: Attrs) -> Node | None:
@@ -158,9 +192,11 @@ def _log_sum_exp_gradient(graph: Graph, inputs: tuple[Node, ...], attrs: Attrs) 
         weight = source_of(other)
         parts = weight.inputs if weight.op.name in _GRADIENT_ROOTS else (weight,)
         for position, part in enumerate(parts):
-            if part.op.name != "reciprocal" or (axes := normalizer(part.inputs[0], factor)) is None:
+            if part.op.name != "reciprocal" or (axes := _sum_axes(part.inputs[0], factor)) is None:
                 continue
             if source_of(part.inputs[0]).type.shape != weight.type.shape or not is_not_empty(factor, axes):
+                continue
+            if not puts_back(other, weight, axes):
                 continue
             softmax = _stable_softmax(factor.inputs[0], axes)
             if len(parts) == 1:

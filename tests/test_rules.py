@@ -632,6 +632,41 @@ def test_quotients_that_are_no_softmax_stay() -> None:
         assert "divide" in [n.op.name for n in better.nodes], name
 
 
+def _rows_as_columns() -> list[tuple[str, Callable[[Node], Node]]]:
+    """Sums of rows of a square matrix, and largest elements of rows, where those of columns belong."""
+
+    def quotient(x: Node) -> Node:
+        return sg.exp(x) / sg.sum(sg.exp(x), axis=1)
+
+    def shifted(x: Node) -> Node:
+        e = sg.exp(x - sg.max(x, axis=1))
+        return e / sg.sum(e, axis=1, keepdims=True)
+
+    def stretched(x: Node) -> Node:
+        sums = apply("broadcast", apply("reshape", sg.sum(sg.exp(x), axis=(0, 2)), shape=(1, 3, 1)), shape=(3, 3, 3))
+        return sg.exp(x) / apply("permute", sums, axes=(1, 0, 2))
+
+    return [
+        ("quotient", quotient),
+        ("logarithm", lambda x: sg.log(quotient(x))),
+        ("reciprocal", lambda x: sg.reciprocal(sg.sum(sg.exp(x), axis=1)) * sg.exp(x)),
+        ("weighted", lambda x: (sg.sum(x, axis=0) * sg.reciprocal(sg.sum(sg.exp(x), axis=1))) * sg.exp(x)),
+        ("shift", shifted),
+        ("cube", lambda x: quotient(apply("broadcast", x, shape=(3, 3, 3)))),
+        ("stretched", lambda x: stretched(apply("broadcast", x, shape=(3, 3, 3)))),
+    ]
+
+
+@pytest.mark.parametrize(("name", "form"), _rows_as_columns(), ids=lambda one: one if isinstance(one, str) else "")
+def test_sums_beside_other_elements_are_no_softmax(name: str, form: Callable[[Node], Node]) -> None:
+    graph = Graph()
+    x = graph.input("x", (3, 3))
+    program = Program(graph, (x,), (form(x),))
+    rows = np.random.default_rng(4).normal(size=(3, 3), scale=3).astype(np.float32)
+    got, wanted = (results(p, [rows], "infer")[0] for p in (optimize(program, "infer"), program))
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, err_msg=name)
+
+
 def test_unknown_rule_names_are_an_error() -> None:
     with pytest.raises(ValueError, match="no rule is named nothing_like_it"):
         choose_rules(without=["nothing_like_it"])
