@@ -181,6 +181,15 @@ def is_shifted(load: Load, one: Loop, loops: Sequence[Loop]) -> bool:
     return False
 
 
+def array_bytes(frame: Frame, factor: str) -> int:
+    """Bytes of the array that a factor is read from; 0 where it is computed."""
+    load = frame.shape.load(factor)
+    if load is None:
+        return 0
+    buffer = frame.kernel.buffer(load.buffer)
+    return buffer.size * buffer.dtype.itemsize
+
+
 def itemsize_of(shape: Contraction, factor: str) -> int:
     return shape.dtype(factor).itemsize
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from codegen.ahead import StripAhead, SumAhead, TermAhead
 from codegen.costs import COSTS
-from codegen.frame import ROW_GROUP, Frame, epilogue, frame_of, is_one_row, is_shifted, passed_arrays
+from codegen.frame import ROW_GROUP, Frame, array_bytes, epilogue, frame_of, is_one_row, is_shifted, passed_arrays
 from codegen.loop import Bind, Body, For, Kernel, Let, Load, Loop, Store, loops_of
 from codegen.padding import LeaveOut, Note, Padding, can_note, is_sum, products_of
 from codegen.stage import (
@@ -298,9 +298,7 @@ def _row_steps(frame: Frame) -> tuple[Step, ...]:
     width = frame.lanes * min(max(ROW_VECTORS, vectors), ROW_LONGEST)
     blocks.append((f"{columns}.0", -(-extent // width)))
     inner = f"{columns}.1"
-    load = frame.shape.load(frame.column_factor)
-    buffer = frame.kernel.buffer(load.buffer) if load is not None else None
-    is_near = buffer is not None and buffer.size * buffer.dtype.itemsize <= frame.target.near
+    is_near = array_bytes(frame, frame.column_factor) <= frame.target.near
     ahead = () if is_near else (StripAhead(f"{last}.0", f"{last}.1", f"{inner}.1"),)
     return (
         *innermost([o.name for o in outer], columns)[0],

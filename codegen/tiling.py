@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from codegen.frame import (
     MULTIPLY_ADDS,
     Frame,
+    array_bytes,
     can_read_columns,
     frame_of,
     is_far,
@@ -285,11 +286,7 @@ def _fetched_ahead(frame: Frame, choice: Choice) -> str | None:
 
     None where all that is read stays in the second cache.
     """
-    load = frame.shape.load(frame.row_factor)
-    if load is None or frame.rows is None:
-        return None
-    buffer = frame.kernel.buffer(load.buffer)
-    if buffer.size * buffer.dtype.itemsize < frame.target.l2:
+    if frame.rows is None or array_bytes(frame, frame.row_factor) < frame.target.l2:
         return None
     strips = -(-frame.height // choice.row_tile)
     others = [o.name for o in frame.own if o is not frame.rows]
@@ -318,10 +315,9 @@ def _fetched_later(frame: Frame, choice: Choice) -> tuple[tuple[str, int], ...]:
         out.append((PACKED_ROWS, ahead(ROWS_AHEAD)))
     load = frame.shape.load(frame.column_factor)
     read = not choice.pack_columns and choice.beside is None
-    if read and load is not None and is_far(frame.shape, frame.column_factor, last.name):
-        buffer = frame.kernel.buffer(load.buffer)
-        if buffer.size * buffer.dtype.itemsize > frame.target.l2:
-            out.append((load.buffer, ahead(COLUMNS_AHEAD)))
+    far = is_far(frame.shape, frame.column_factor, last.name)
+    if read and load is not None and far and array_bytes(frame, frame.column_factor) > frame.target.l2:
+        out.append((load.buffer, ahead(COLUMNS_AHEAD)))
     return tuple((array, count) for array, count in out if count > 1)
 
 

@@ -67,7 +67,7 @@ def _softmax_axes(node: Node) -> tuple[int, ...] | None:
             return None
     if largest.op.name != "max" or largest.inputs[0] is not x or largest.attrs[0] != axes:
         return None
-    return axes if puts_back(shift, source_of(shift), axes) else None
+    return axes if puts_back(shift, axes) else None
 
 
 def _is_candidate(node: Node) -> bool:

@@ -64,9 +64,9 @@ def sech_squared(graph: Graph, bound: Bindings) -> Node:
     return apply("divide", apply("multiply", small, constant_like(node, 4)), bottom)
 
 
-def source_of(node: Node, route: frozenset[str] = _ROUTE) -> Node:
+def source_of(node: Node) -> Node:
     """What a node is a stretched or reshaped copy of."""
-    while node.op.name in route:
+    while node.op.name in _ROUTE:
         node = node.inputs[0]
     return node
 
@@ -120,14 +120,15 @@ def _sum_axes(node: Node, exponential: Node) -> tuple[int, ...] | None:
 def normalizer(node: Node, exponential: Node) -> tuple[int, ...] | None:
     """The axes, where a node is the sum over axes of an exponential, beside every term of it."""
     axes = _sum_axes(node, exponential)
-    return axes if axes is not None and puts_back(node, source_of(node), axes) else None
+    return axes if axes is not None and puts_back(node, axes) else None
 
 
-def puts_back(node: Node, source: Node, axes: tuple[int, ...]) -> bool:
-    """Whether a copy of `source`, a reduction over axes, has every result beside the elements that it is of.
+def puts_back(node: Node, axes: tuple[int, ...]) -> bool:
+    """Whether a copy of what was reduced over axes has every result beside the elements that it is of.
 
     A square matrix can be divided by the sums of its rows as if these were those of its columns.
     """
+    whole, source = node.shape, source_of(node)
     copies: list[Node] = []
     while node is not source:
         copies.append(node)
@@ -146,7 +147,6 @@ def puts_back(node: Node, source: Node, axes: tuple[int, ...]) -> bool:
         own = [axis >= lead and before[axis - lead] != 1 for axis in range(copy.ndim)]
         origins = [next(found) if is_own else None for is_own in own]
         places = [place for place, extent in zip(origins, copy.shape, strict=True) if extent != 1]
-    whole = copies[0].shape if copies else source.shape
     wide = [axis for axis, extent in enumerate(whole) if extent != 1]
     return len(whole) == rank and all(place in (None, axis) for place, axis in zip(places, wide, strict=True))
 
@@ -196,7 +196,7 @@ def _log_sum_exp_gradient(graph: Graph, inputs: tuple[Node, ...], attrs: Attrs) 
                 continue
             if source_of(part.inputs[0]).type.shape != weight.type.shape or not is_not_empty(factor, axes):
                 continue
-            if not puts_back(other, weight, axes):
+            if not puts_back(other, axes):
                 continue
             softmax = _stable_softmax(factor.inputs[0], axes)
             if len(parts) == 1:

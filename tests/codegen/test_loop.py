@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import CASES, EXACT, NARROW, TYPED, WIDE, Native, kernels_of, program_of, sample
+from kernel_cases import CASES, EXACT, NARROW, TYPED, WIDE, Lowered, Native, kernels_of, program_of, sample
 
 import symgrad as sg
 from codegen import jit, schedule_contract, schedule_cpu
@@ -213,18 +213,33 @@ def only(body: Body, buffer: str) -> Body:
     return tuple(s for s in inner if (s.body if isinstance(s, For) else getattr(s, "buffer", "") == buffer))
 
 
-def lines_read(kernel: Kernel, buffer: str) -> tuple[set[int], set[int]]:
-    """The lines of 16 elements that a kernel reads of a buffer, and those of them that were not fetched before."""
+def lines_read(kernel: Kernel, buffer: str, line: int = 16) -> tuple[set[int], set[int]]:
+    """The lines, of so many elements, that a kernel reads of a buffer, and those that were not fetched before."""
     read: set[int] = set()
     unforeseen: set[int] = set()
     fetched: set[int] = set()
     for stmt, at in accesses(only(kernel.body, buffer), {}):
         if isinstance(stmt, Fetch):
-            fetched.add(at // 16)
+            fetched.add(at // line)
         else:
-            read.add(at // 16)
-            unforeseen |= {at // 16} - fetched
+            read.add(at // line)
+            unforeseen |= {at // line} - fetched
     return read, unforeseen
+
+
+def check_product(
+    low: Lowered, target: Target, a: tuple[int, ...], b: tuple[int, ...], transposed: bool = False
+) -> None:
+    """The kernels of a product of arrays of these shapes, the first transposed or not, are right for whole numbers."""
+    generator = np.random.default_rng(5)
+    dtype = low.naive.params[0].dtype.np
+    x, y = (generator.integers(-4, 5, shape).astype(dtype) for shape in (a, b))
+    memory = run_all(
+        low.scheduled,
+        {"p0": x.ravel(), "p1": y.ravel()},
+        lambda kernel, arrays: Native(kernel, target).run(arrays),
+    )
+    np.testing.assert_array_equal(memory["p2"], ((x.T if transposed else x) @ y).ravel())
 
 
 @pytest.mark.parametrize("near", [False, True])
@@ -255,14 +270,7 @@ def test_the_next_strip_of_rows_is_fetched(form: str) -> None:
     strip = max(f.loop.extent for f in loops_of(kernel.body) if f.loop.name == "d0.1")
     assert unforeseen == set(range(strip * depth // 16))
 
-    generator = np.random.default_rng(5)
-    a, b = (generator.integers(-4, 5, shape).astype(np.float32) for shape in ((rows, depth), (depth, columns)))
-    memory = run_all(
-        low.scheduled,
-        {"p0": a.ravel(), "p1": b.ravel()},
-        lambda kernel, arrays: Native(kernel, target).run(arrays),
-    )
-    np.testing.assert_array_equal(memory["p2"], (a @ b).ravel())
+    check_product(low, target, (rows, depth), (depth, columns))
 
 
 def test_columns_that_are_read_where_they_are_are_fetched() -> None:
@@ -286,14 +294,7 @@ def test_columns_that_are_read_where_they_are_are_fetched() -> None:
     # What is fetched behind the end of a matrix are the first rows of the next one.
     assert sorted(unforeseen) == list(range(0, ahead.distance * columns, 16))
 
-    generator = np.random.default_rng(5)
-    a, b = (generator.integers(-4, 5, n.shape).astype(np.float32) for n in (x, y))
-    memory = run_all(
-        low.scheduled,
-        {"p0": a.ravel(), "p1": b.ravel()},
-        lambda kernel, arrays: Native(kernel, target).run(arrays),
-    )
-    np.testing.assert_array_equal(memory["p2"], (a @ b).ravel())
+    check_product(low, target, (batch, rows, depth), (batch, depth, columns))
 
 
 @pytest.mark.parametrize("dtype", [sg.float32, sg.float64], ids=str)
@@ -309,25 +310,12 @@ def test_packed_rows_are_fetched(dtype: sg.DType) -> None:
     ahead = next(s for s in low.scheduled[-1].steps if isinstance(s, SumAhead) and s.array == "packed_rows")
     tile = max(f.loop.extent for f in loops_of(kernel.body) if f.loop.name == "d0.1")
     line = 64 // dtype.itemsize
-    fetched: set[int] = set()
-    unforeseen: set[int] = set()
-    for stmt, at in accesses(only(kernel.body, "packed_rows"), {}):
-        if isinstance(stmt, Fetch):
-            fetched.add(at // line)
-        else:
-            unforeseen |= {at // line} - fetched
+    _, unforeseen = lines_read(kernel, "packed_rows", line)
     # Where the tile of columns is another one, the same rows come again: they are fetched by then.
     assert unforeseen
     assert max(unforeseen) <= ahead.distance * tile // line
 
-    generator = np.random.default_rng(6)
-    a, b = (generator.integers(-4, 5, n.shape).astype(dtype.name) for n in (x, y))
-    memory = run_all(
-        low.scheduled,
-        {"p0": a.ravel(), "p1": b.ravel()},
-        lambda kernel, arrays: Native(kernel, target).run(arrays),
-    )
-    np.testing.assert_array_equal(memory["p2"], (a.T @ b).ravel())
+    check_product(low, target, (depth, rows), (depth, columns), transposed=True)
 
 
 def test_register_tiles_are_wide_where_that_spares_instructions() -> None:
