@@ -17,8 +17,8 @@ from codegen.schedule_contract import innermost, schedule_contract, shared
 from codegen.share import divided, serial
 from codegen.single import elements_apart, single_elements
 from codegen.steps import Distribute, Fuse, Parallel, Split, Step, Unroll, Vectorize, apply, can_fuse
-from codegen.stream import Stream, apply_stream, large_results
-from codegen.target import Target
+from codegen.stream import Gather, Stream, apply_stream, large_results
+from codegen.target import CACHE_LINE, Target
 from codegen.tiling import Choice, choices
 from codegen.transpose import Transpose, turned_loads
 from codegen.writer import INTERLEAVED, MAX_SHUFFLED
@@ -49,9 +49,12 @@ MIN_LANES = 4
 # A map with a body that costs so much fills the window of a processor by itself: each operation waits for the one
 # before. Two vectors side by side keep it busy, where there are registers for both.
 LONG_BODY = 128
-# So does one that costs less, where results go past the caches, which take two lines at once sooner than one by one. A
-# core that does not compute meanwhile does not write them past the caches.
+# So does one that costs less, where results go past the caches, which take two lines at once sooner than one by one.
 STREAMED_BODY = 16
+# A core that does not compute while it writes past the caches gathers a page of results first, and then writes it in
+# one go; not where runs are short, or where the body is long and hides that lines are read to be written over.
+GATHERED_BYTES = 1 << 12
+SHORT_RUN_BYTES = 1 << 10
 # A body with so few statements is written out for each row of a block that is turned in registers.
 SHORT_BODY = 8
 TWICE_REGISTERS = 32
@@ -192,21 +195,48 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
             *_turned_ahead(kernel, loops, best, turned, lanes, target),
         )
     cost = _cost(loops[-1].body)
-    large = bool(large_results(kernel, target)) and (target.overlaps or cost < STREAMED_BODY)
+    beside = _beside(loops, best)
+    large = bool(large_results(kernel, target))
+    gathered: tuple[Step, ...] = ()
+    if large and not target.overlaps and cost >= STREAMED_BODY:
+        gathered = () if beside else _gathered(kernel, loops[-1].body, best, extents[best], target)
+        large = bool(gathered)
     long = STREAMED_BODY if large and extents[best] % (2 * lanes) == 0 else LONG_BODY
     if target.registers >= TWICE_REGISTERS and cost >= long:
         lanes *= 2
     lanes = _narrowed(lanes, extents[best])
     # The vector loop goes innermost.
-    beside = _beside(loops, best)
     inward, order = innermost([f.loop.name for f in loops], *beside, best)
     rest = order[: len(order) - 1 - len(beside)]
-    sizes = [*(extents[n] for n in rest), -(-extents[best] // lanes)]
+    block, inner = lanes, best
+    if gathered:
+        block, inner = _gathered_elements(kernel, extents[best]), f"{best}.1"
+        inward = [*inward, Split(best, block), *gathered]
+    sizes = [*(extents[n] for n in rest), -(-extents[best] // block)]
     outer = shared([*rest, f"{best}.0"], sizes)
     within = [step for name in reversed(beside) for step in (Distribute(name), Unroll(name))]
-    steps = (*inward, Split(best, lanes), *within, *outer, Vectorize(f"{best}.1", lanes))
+    steps = (*inward, Split(inner, lanes), *within, *outer, Vectorize(f"{inner}.1", lanes))
     streams = _streams(kernel, steps, target) if large else ()
-    return (*steps, *streams, *_map_ahead(kernel, loops[-1].body, f"{best}.1", target))
+    return (*steps, *streams, *_map_ahead(kernel, loops[-1].body, f"{inner}.1", target))
+
+
+def _gathered(kernel: Kernel, body: Body, best: str, extent: int, target: Target) -> tuple[Gather, ...]:
+    """The step that gathers large results before they go past the caches, where that pays; it follows a split."""
+    widths = {step.buffer: kernel.buffer(step.buffer).dtype.itemsize for step in large_results(kernel, target)}
+    stores = [s for s in body if isinstance(s, Store)]
+    if _cost(body) > LONG_BODY or sorted(s.buffer for s in stores) != sorted(widths):
+        return ()
+    if extent * min(widths.values()) < SHORT_RUN_BYTES:
+        return ()
+    for s in stores:
+        starts = [s.index.const, *(factor for name, factor in s.index.terms if name != best)]
+        if s.index.factor(best) != 1 or any(start * widths[s.buffer] % CACHE_LINE for start in starts):
+            return ()
+    return (Gather(f"{best}.1", tuple(widths)),)
+
+
+def _gathered_elements(kernel: Kernel, extent: int) -> int:
+    return min(extent, GATHERED_BYTES // lane_bytes(kernel))
 
 
 def _beside(loops: list[For], best: str) -> list[str]:

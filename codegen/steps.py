@@ -49,7 +49,7 @@ from codegen.overlap import Overlap, overlap
 from codegen.padding import LeaveOut, Note, apply_note, leave_out
 from codegen.share import Share, apply_share
 from codegen.single import Apart, Single, take_apart, take_single
-from codegen.stream import Stream, apply_stream
+from codegen.stream import Gather, Stream, apply_stream, gather
 from codegen.transpose import Transpose, apply_transpose
 from codegen.turn import Turn, turn
 from symgrad.record import record, replace
@@ -179,6 +179,7 @@ Step: TypeAlias = (
     | Single
     | Apart
     | Stream
+    | Gather
     | Ahead
     | MapAhead
     | StripAhead
@@ -231,6 +232,8 @@ def _apply_one(kernel: Kernel, step: Step) -> Kernel:
             return take_apart(kernel, step)
         case Stream():
             return apply_stream(kernel, step)
+        case Gather():
+            return gather(kernel, step)
         case Ahead():
             return fetch_ahead(kernel, step)
         case MapAhead():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from codegen.loop import Bind, Body, For, Kernel, Load, Loop, Space, Store, statements_of
+from codegen.affine import variable
+from codegen.loop import Bind, Body, Buffer, For, Kernel, Load, Loop, Space, Stmt, Store, replace_loops, statements_of
 from codegen.target import CACHE_LINE, Target
 from symgrad.record import record, replace
 
@@ -17,6 +18,17 @@ class Stream:
     """Write the whole aligned vectors of a buffer past the caches."""
 
     buffer: str
+
+
+@record
+class Gather:
+    """Keep what the innermost loops called `loop` store to buffers in scratch memory, and store it after each of them.
+
+    That is done by loops of the same name: steps that split the one do the same to the other.
+    """
+
+    loop: str
+    buffers: tuple[str, ...]
 
 
 def large_results(kernel: Kernel, target: Target) -> tuple[Stream, ...]:
@@ -46,6 +58,33 @@ def apply_stream(kernel: Kernel, step: Stream) -> Kernel:
         )
 
     return replace(kernel, body=change(kernel.body, None))
+
+
+def gather(kernel: Kernel, step: Gather) -> Kernel:
+    """The kernel with those stores moved. ValueError where loops are inside, or a buffer is read or stored to twice."""
+    kept: dict[str, Buffer] = {}
+    place = variable(step.loop)
+
+    def change(stmt: For) -> Body:
+        stored = [s.buffer for s in stmt.body if isinstance(s, Store) and s.buffer in step.buffers]
+        read = {s.buffer for s in stmt.body if isinstance(s, Load)}
+        if any(isinstance(s, For) for s in stmt.body) or len({*stored} - read) < len(stored):
+            raise ValueError(f"gather {step.loop}: a loop is inside, or one of {step.buffers} is used more than once")
+        first: list[Stmt] = []
+        after: list[Stmt] = []
+        for s in stmt.body:
+            if not isinstance(s, Store) or s.buffer not in step.buffers:
+                first.append(s)
+                continue
+            buffer, name, value = kernel.buffer(s.buffer), f"{s.buffer}_near", f"{s.value}_{s.buffer}"
+            size = max(stmt.loop.extent, kept[name].size if name in kept else 0)
+            kept[name] = Buffer(name, buffer.dtype, size, Space.SCRATCH)
+            first.append(Store(name, place, s.value))
+            after += [Load(value, name, place, buffer.dtype), replace(s, value=value)]
+        return (For(stmt.loop, tuple(first)), For(stmt.loop, tuple(after)))
+
+    body = replace_loops(kernel.body, step.loop, change)
+    return replace(kernel, body=body, locals=(*kernel.locals, *kept.values()))
 
 
 def is_whole(stmt: Store, vector: Loop | None, itemsize: int) -> bool:

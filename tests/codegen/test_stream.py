@@ -16,7 +16,7 @@ from codegen.interp import run
 from codegen.loop import Bind, Buffer, Fetch, For, Kernel, Load, Loop, Space, Store, loops_of, statements_of
 from codegen.loop_verify import verify
 from codegen.steps import apply
-from codegen.stream import STREAMED_BYTES, Stream
+from codegen.stream import STREAMED_BYTES, Gather, Stream
 from codegen.target import Target
 from symgrad.errors import CompileError
 from symgrad.graph import Node
@@ -74,13 +74,74 @@ def test_rows_are_written_beside_the_next_where_a_core_computes_meanwhile(overla
     assert any(b.name.endswith("_kept") for b in kernel.locals) == overlaps
 
 
-def test_what_takes_long_stays_in_the_caches_where_a_core_does_not_compute_meanwhile() -> None:
+def test_what_takes_long_is_gathered_where_a_core_does_not_compute_meanwhile() -> None:
     g = sg.Graph()
     x = g.input("x", (STREAMED_BYTES // 4,))
-    for value, overlaps in itertools.product((sg.exp(x), x * 2), (True, False)):
+    gathered: list[bool] = []
+    for value, overlaps in itertools.product((sg.exp(x), x * 2, sg.tan(sg.sinh(sg.erfc(x)))), (True, False)):
         program = optimize(Program(g, (x,), (value,)), "infer", {})
         (low,) = kernels_of(program, replace(WIDE, streams=True, overlaps=overlaps))
-        assert bool(streamed(low.scheduled[0].kernel)) == (overlaps or value.op.name != "exp")
+        kernel = low.scheduled[0].kernel
+        gathered.append(bool(kernel.locals))
+        # What takes so long that reading the lines is hidden stays in the caches.
+        assert bool(streamed(kernel)) == (overlaps or value.op.name != "tan")
+    assert gathered == [False, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("shape", [(7, 1024), (3, 1000), (5, 1536), (4, 64)])
+@pytest.mark.parametrize("results", [1, 3])
+def test_gathered_results_are_the_same(shape: tuple[int, int], results: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows that begin lines and of rows that do not, of runs that fill whole pages and of others, of several types.
+
+    At the start of a line and elsewhere.
+    """
+    monkeypatch.setattr("codegen.stream.STREAMED_BYTES", 1 << 10)
+    monkeypatch.setattr("codegen.schedule_cpu.GATHERED_BYTES", 1 << 11)
+    g = sg.Graph()
+    x, y = g.input("x", shape), g.input("y", (shape[0], 1))
+    values = (sg.exp(x) * y, sg.tanh(x) > y, sg.astype(sg.exp(x), "float64"))[:results]
+    program = optimize(Program(g, (x, y), values), "infer", {})
+    (low,) = kernels_of(program, replace(WIDE, streams=True, overlaps=False))
+    kernel = low.scheduled[0].kernel
+    verify(kernel)
+    whole = shape[1] % 64 == 0 and shape[1] * (4 if results == 1 else 1) >= 1 << 10
+    assert bool(streamed(kernel)) == bool(kernel.locals) == whole
+    rng = np.random.default_rng(3)
+    given = [
+        np.zeros(b.size, b.dtype.np) if b.written else rng.standard_normal(b.size).astype(b.dtype.np)
+        for b in kernel.params
+    ]
+    wanted = [a.copy() for a in given]
+    run(low.naive, wanted)
+    found = [a.copy() for a in given]
+    run(kernel, found)
+    written = [k for k, b in enumerate(kernel.params) if b.written]
+    for k in written:
+        np.testing.assert_array_equal(found[k], wanted[k])
+    host = jit.host_target()
+    if not host.streams or host.vector_bytes < WIDE.vector_bytes:
+        return
+    (other,) = kernels_of(program, replace(host, overlaps=True))
+    (low,) = kernels_of(program, replace(host, overlaps=False))
+    code, plain = (Native(one.scheduled[0].kernel, host) for one in (low, other))
+    for offset in (0, 16):
+        mine, theirs = (
+            [aligned_copy(np.concatenate([np.zeros(offset, np.uint8), a.view(np.uint8)]))[offset:] for a in given]
+            for _ in range(2)
+        )
+        assert code.run(mine) == plain.run(theirs) == 0
+        for k in written:
+            np.testing.assert_array_equal(mine[k], theirs[k])
+
+
+def test_what_is_read_is_not_gathered() -> None:
+    index = variable("d0")
+    load, store = Load("v1", "p0", index, float32), Store("p0", index, "v1")
+    params = (Buffer("p0", float32, 64, Space.GLOBAL, written=True),)
+    for body in ((load, store), (store, store)):
+        kernel = Kernel(params, (), (For(Loop("d0", 64), body),))
+        with pytest.raises(ValueError, match="gather d0"):
+            apply(kernel, [Gather("d0", ("p0",))])
 
 
 def test_two_lines_go_past_the_caches_at_once() -> None:
