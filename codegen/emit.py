@@ -33,6 +33,7 @@ from codegen.loop import (
 )
 from codegen.scalar import spell
 from codegen.scalar_builder import Value, llvm_type
+from codegen.stream import without_gathering
 from codegen.target import CACHE_LINE, Target
 from codegen.writer import ENTERED, LOAD, Writer, scratch_layout
 from symgrad.errors import CompileError
@@ -146,7 +147,7 @@ class _Emitter(Writer):
         self.streaming = True
         self._parallel(stmt, offset, flag)
         self.streaming = False
-        self._parallel(stmt, offset, other)
+        self._parallel(without_gathering(stmt), offset, other)
 
     def _parallel(self, stmt: For, offset: int, flag: str = "true") -> None:
         """Run the part of this loop that lies in the units [begin, end) of the call, if the flag holds."""

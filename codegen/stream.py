@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from codegen.affine import variable
-from codegen.loop import Bind, Body, Buffer, For, Kernel, Load, Loop, Space, Stmt, Store, replace_loops, statements_of
+from codegen.loop import (
+    Bind,
+    Body,
+    Buffer,
+    For,
+    Kernel,
+    Load,
+    Loop,
+    Space,
+    Stmt,
+    Store,
+    replace_loops,
+    replace_statements,
+    statements_of,
+)
 from codegen.target import CACHE_LINE, Target
 from symgrad.record import record, replace
 
 # Bytes that a kernel writes, from which their readers find them in memory one way or the other.
 STREAMED_BYTES = 16 << 20
+# What is appended to the names of results that are gathered.
+NEAR = "_near"
 # Processors gather parts of a line of memory that are written in turn.
 PART_BYTES = 16
 
@@ -76,7 +92,7 @@ def gather(kernel: Kernel, step: Gather) -> Kernel:
             if not isinstance(s, Store) or s.buffer not in step.buffers:
                 first.append(s)
                 continue
-            buffer, name, value = kernel.buffer(s.buffer), f"{s.buffer}_near", f"{s.value}_{s.buffer}"
+            buffer, name, value = kernel.buffer(s.buffer), s.buffer + NEAR, f"{s.value}_{s.buffer}"
             size = max(stmt.loop.extent, kept[name].size if name in kept else 0)
             kept[name] = Buffer(name, buffer.dtype, size, Space.SCRATCH)
             first.append(Store(name, place, s.value))
@@ -85,6 +101,24 @@ def gather(kernel: Kernel, step: Gather) -> Kernel:
 
     body = replace_loops(kernel.body, step.loop, change)
     return replace(kernel, body=body, locals=(*kernel.locals, *kept.values()))
+
+
+def without_gathering(stmt: For) -> For:
+    """The loop that stores results as they are computed, and gathers none: that takes less where caches take them."""
+    found = statements_of(stmt.body)
+    near = {s.name: s.buffer for s in found if isinstance(s, Load) and s.buffer.endswith(NEAR)}
+    last = {near[s.value]: s for s in found if isinstance(s, Store) and s.value in near}
+
+    def change(s: Stmt) -> Body:
+        if isinstance(s, Store):
+            return () if s.value in near else (replace(last.get(s.buffer, s), value=s.value),)
+        return () if isinstance(s, Load) and s.name in near else (s,)
+
+    def filled(stmts: Body) -> Body:
+        inner = (For(s.loop, filled(s.body)) if isinstance(s, For) else s for s in stmts)
+        return tuple(s for s in inner if not isinstance(s, For) or s.body)
+
+    return For(stmt.loop, filled(replace_statements(stmt.body, change))) if near else stmt
 
 
 def is_whole(stmt: Store, vector: Loop | None, itemsize: int) -> bool:

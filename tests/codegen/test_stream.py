@@ -16,7 +16,7 @@ from codegen.interp import run
 from codegen.loop import Bind, Buffer, Fetch, For, Kernel, Load, Loop, Space, Store, loops_of, statements_of
 from codegen.loop_verify import verify
 from codegen.steps import apply
-from codegen.stream import STREAMED_BYTES, Gather, Stream
+from codegen.stream import STREAMED_BYTES, Gather, Stream, without_gathering
 from codegen.target import Target
 from symgrad.errors import CompileError
 from symgrad.graph import Node
@@ -93,7 +93,7 @@ def test_what_takes_long_is_gathered_where_a_core_does_not_compute_meanwhile() -
 def test_gathered_results_are_the_same(shape: tuple[int, int], results: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of rows that begin lines and of rows that do not, of runs that fill whole pages and of others, of several types.
 
-    At the start of a line and elsewhere.
+    At the start of a line, elsewhere, and over what is read.
     """
     monkeypatch.setattr("codegen.stream.STREAMED_BYTES", 1 << 10)
     monkeypatch.setattr("codegen.schedule_cpu.GATHERED_BYTES", 1 << 11)
@@ -118,20 +118,34 @@ def test_gathered_results_are_the_same(shape: tuple[int, int], results: int, mon
     written = [k for k, b in enumerate(kernel.params) if b.written]
     for k in written:
         np.testing.assert_array_equal(found[k], wanted[k])
+    plain = replace(kernel, body=tuple(without_gathering(s) for s in kernel.body if isinstance(s, For)))
+    assert not {s.buffer for s in statements_of(plain.body) if isinstance(s, Load | Store)} & {
+        b.name for b in kernel.locals
+    }
+    verify(plain)
+    at_once = [a.copy() for a in given]
+    run(plain, at_once)
+    for k in written:
+        np.testing.assert_array_equal(at_once[k], wanted[k])
     host = jit.host_target()
     if not host.streams or host.vector_bytes < WIDE.vector_bytes:
         return
     (other,) = kernels_of(program, replace(host, overlaps=True))
     (low,) = kernels_of(program, replace(host, overlaps=False))
-    code, plain = (Native(one.scheduled[0].kernel, host) for one in (low, other))
+    code, reference = (Native(one.scheduled[0].kernel, host) for one in (low, other))
     for offset in (0, 16):
         mine, theirs = (
             [aligned_copy(np.concatenate([np.zeros(offset, np.uint8), a.view(np.uint8)]))[offset:] for a in given]
             for _ in range(2)
         )
-        assert code.run(mine) == plain.run(theirs) == 0
+        assert code.run(mine) == reference.run(theirs) == 0
         for k in written:
             np.testing.assert_array_equal(mine[k], theirs[k])
+        if results == 1:
+            over = next(k for k, b in enumerate(kernel.params) if not b.written and b.size == shape[0] * shape[1])
+            mine[written[0]] = mine[over]
+            assert code.run(mine) == 0
+            np.testing.assert_array_equal(mine[over], theirs[written[0]])
 
 
 def test_what_is_read_is_not_gathered() -> None:
