@@ -17,7 +17,7 @@ from codegen.schedule_contract import innermost, schedule_contract, shared
 from codegen.share import divided, serial
 from codegen.single import elements_apart, single_elements
 from codegen.steps import Distribute, Fuse, Parallel, Split, Step, Unroll, Vectorize, apply, can_fuse
-from codegen.stream import Gather, Stream, apply_stream, large_results
+from codegen.stream import Gather, Stream, apply_stream, is_whole, large_results
 from codegen.target import CACHE_LINE, Target
 from codegen.tiling import Choice, choices
 from codegen.transpose import Transpose, turned_loads
@@ -210,7 +210,7 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     rest = order[: len(order) - 1 - len(beside)]
     block, inner = lanes, best
     if gathered:
-        block, inner = _gathered_elements(kernel, extents[best]), f"{best}.1"
+        block, inner = min(extents[best], GATHERED_BYTES // lane_bytes(kernel)), f"{best}.1"
         inward = [*inward, Split(best, block), *gathered]
     sizes = [*(extents[n] for n in rest), -(-extents[best] // block)]
     outer = shared([*rest, f"{best}.0"], sizes)
@@ -226,17 +226,10 @@ def _gathered(kernel: Kernel, body: Body, best: str, extent: int, target: Target
     stores = [s for s in body if isinstance(s, Store)]
     if _cost(body) > LONG_BODY or sorted(s.buffer for s in stores) != sorted(widths):
         return ()
-    if extent * min(widths.values()) < SHORT_RUN_BYTES:
-        return ()
-    for s in stores:
-        starts = [s.index.const, *(factor for name, factor in s.index.terms if name != best)]
-        if s.index.factor(best) != 1 or any(start * widths[s.buffer] % CACHE_LINE for start in starts):
-            return ()
-    return (Gather(f"{best}.1", tuple(widths)),)
-
-
-def _gathered_elements(kernel: Kernel, extent: int) -> int:
-    return min(extent, GATHERED_BYTES // lane_bytes(kernel))
+    lines = Loop(best, CACHE_LINE, 0, Bind.VECTOR, CACHE_LINE)
+    long = extent * min(widths.values()) >= SHORT_RUN_BYTES
+    whole = all(is_whole(s, lines, widths[s.buffer]) for s in stores)
+    return (Gather(f"{best}.1", tuple(widths)),) if long and whole else ()
 
 
 def _beside(loops: list[For], best: str) -> list[str]:
