@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from codegen.affine import Affine
 from codegen.combine import Accumulator
 from codegen.loop import Kernel
-from codegen.scalar_builder import ScalarBuilder, Value
+from codegen.scalar_builder import ScalarBuilder, Value, llvm_type
 from codegen.target import Target
 from symgrad.record import record
 from symgrad.types import DType, bool_, int64
@@ -54,6 +54,11 @@ class Level:
     lines: list[str] = field(default_factory=list[str])
     memo: dict[object, Named] = field(default_factory=dict[object, "Named"])
     moving: dict[tuple[str, int], str] = field(default_factory=dict[tuple[str, int], str])
+
+
+def opaque_key(pointer: str, copy: int = 0) -> tuple[str, str, int]:
+    """What a pointer of which LLVM does not know where it comes from is remembered by."""
+    return "opaque", pointer, copy
 
 
 class Addressing:
@@ -124,7 +129,7 @@ class Addressing:
                 if value.lanes > 1:
                     vectors.append((value, factor))
                 else:
-                    wide = self._wide(named)
+                    wide = self._as(named, int64)
                     uniform.append((wide.value.text, factor, wide.depth))
             elif variable.register is not None:
                 uniform.append((variable.register, factor, variable.depth))
@@ -135,14 +140,14 @@ class Addressing:
             uniform.sort(key=lambda term: term[2])
         return const, uniform, stride, vectors
 
-    def _wide(self, named: Named) -> Named:
-        """A uniform integer as i64."""
-        if named.value.dtype is int64:
+    def _as(self, named: Named, dtype: DType) -> Named:
+        """A uniform number as another integer type."""
+        if named.value.dtype is dtype:
             return named
-        key = ("wide", named.value)
+        key = ("as", named.value, dtype)
         if (found := self.remembered(key)) is not None:
             return found
-        value = self.b.astype(named.value, int64)
+        value = self.b.astype(named.value, dtype)
         self.flush(named.depth)
         return self.remember(named.depth, key, value)
 
@@ -162,26 +167,44 @@ class Addressing:
 
     def number(self, index: Affine, dtype: DType) -> Named:
         const, uniform, stride, vectors = self.parts(index)
-        base = self._sum(uniform, const)
-        level = base.depth
-        value = base.value
-        if stride or vectors:
-            value = self.b.splat(value)
+        # Integers wrap: they are added as narrow as the result is.
+        counted = dtype if dtype.kind in "iu" else int64
+        if stride and not uniform and not vectors:
+            base = Named(self.lane_numbers(stride, counted, const), len(self.levels) - 1)
+        elif not uniform:
+            base = Named(self.b.const(counted, const), 0)
+        else:
+            base = self._as(self._sum(uniform, const), counted)
+        value, level = base.value, base.depth
+        if value.lanes == 1 and (stride or vectors):
+            value, level = self.in_lanes(value), len(self.levels) - 1
             if stride:
-                value = self.b.add(value, self.lane_numbers(stride))
+                value = self.b.add(value, self.lane_numbers(stride, counted))
             for vector, factor in vectors:
-                wide = self.b.astype(vector, int64)
-                value = self.b.add(value, self.b.multiply(wide, factor))
-            level = len(self.levels) - 1
-        if dtype is not int64:
+                value = self.b.add(value, self.b.multiply(self.b.astype(vector, counted), factor))
+        if dtype is not counted:
             value = self.b.astype(value, dtype)
         self.flush(level)
         return Named(value, level)
 
-    def lane_numbers(self, stride: int) -> Value:
+    def in_lanes(self, value: Value) -> Value:
+        """A value in every lane of the builder; what many operations meet there is written once for all of them."""
+        if value.lanes == self.b.lanes or value.is_literal:
+            return self.b.splat(value)
+        key = ("lanes", value.text, self.b.lanes)
+        found = self.remembered(key)
+        if found is None:
+            level, splat = len(self.levels) - 1, self.b.splat(value)
+            self.flush(level)
+            found = self.remember(level, key, splat)
+        return found.value
+
+    def lane_numbers(self, stride: int, dtype: DType = int64, first: int = 0) -> Value:
+        """The literal with `first` in lane 0 and `stride` more in each lane after it."""
         assert self.vector is not None
-        numbers = ", ".join(f"i64 {stride * k}" for k in range(self.vector.lanes))
-        return Value(f"<{numbers}>", int64, self.vector.lanes)
+        one = llvm_type(dtype, 1)
+        numbers = (f"{one} {self.b.const(dtype, first + stride * k).text}" for k in range(self.vector.lanes))
+        return Value(f"<{', '.join(numbers)}>", dtype, self.vector.lanes)
 
     def within(self, guard: tuple[Affine, ...]) -> Named:
         """The truth of every guard, uniform when no guard depends on the lane."""
@@ -250,7 +273,7 @@ class Addressing:
         With many sums in registers it is spared what it would do with places at constant distances from it: some
         versions count each by itself, in memory. Convolutions gain 1 to 3 % where it does nothing of the kind, too.
         """
-        key = ("opaque", pointer, copy)
+        key = opaque_key(pointer, copy)
         found = self.remembered(key)
         if found is None:
             same = self.b.fresh()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from functools import partial
 
-from codegen.addressing import Level, Named, Variable
+from codegen.addressing import Level, Named, Variable, opaque_key
 from codegen.affine import Affine
 from codegen.combine import Accumulator, beginning, better, combined, result
 from codegen.frame import is_shifted
@@ -407,10 +407,15 @@ class _Emitter(Writer):
                 steps.append(f"{following} = add i64 {offset}, {step}")
                 continue
             for base, name in addresses:
-                begin, following = self.b.fresh(), self.b.fresh()
-                outer.lines.append(f"{begin} = getelementptr i8, ptr {base}, i64 {first}")
+                begin, following = base, self.b.fresh()
+                if first != "0":
+                    begin = self.b.fresh()
+                    outer.lines.append(f"{begin} = getelementptr i8, ptr {base}, i64 {first}")
                 phis.append(f"{name} = phi ptr [ {begin}, %{outer.label} ], [ {following}, %{inner.label} ]")
-                steps.append(f"{following} = getelementptr i8, ptr {name}, i64 {step}")
+                # What nothing else needs any more moves without a copy.
+                same = inner.memo.get(opaque_key(name))
+                last = name if same is None else same.value.text
+                steps.append(f"{following} = getelementptr i8, ptr {last}, i64 {step}")
         return phis, places, steps
 
     def _let(self, stmt: Let) -> None:
@@ -435,7 +440,8 @@ class _Emitter(Writer):
         for arg in args:
             lanes, depth = max(lanes, arg.value.lanes), max(depth, arg.depth)
         level = self.place(depth, lanes)
-        value = spell(self.b, stmt.op, *(a.value for a in args), **dict(stmt.attrs))
+        values = [a.value if lanes == 1 else self.in_lanes(a.value) for a in args]
+        value = spell(self.b, stmt.op, *values, **dict(stmt.attrs))
         self.flush(level)
         self.name(stmt.name, self.remember(level, key, value))
 
@@ -487,7 +493,7 @@ class _Emitter(Writer):
         args = [self.named[a].value for a in stmt.args]
         lanes = acc[0].lanes
         outer_lanes, b.lanes = b.lanes, lanes
-        args = [b.splat(a) for a in args]
+        args = [self.in_lanes(a) for a in args]
         new = combined(b, stmt.combine, acc, tuple(args))
         if (
             self.vector is not None

@@ -24,6 +24,8 @@ from symgrad.errors import CompileError
 if TYPE_CHECKING:
     from types import ModuleType
 
+# The levels of code generation that are in use: see `codegen.machine_code`; 0 is for the driver.
+LEVELS = (0, 1, 2)
 HELPED_TURN = 1e-4
 # The major versions of LLVM that are known to have the option that switches loop strength reduction off: one that does
 # not would end the process.
@@ -153,7 +155,7 @@ class Batch:
             if len(self._waiting) > self._idle and len(self._threads) < self._helpers:
                 lane = len(self._threads) + 1
                 # Made here: a helper would wait for the interpreter after every call that this takes.
-                for one in (0, 2):
+                for one in LEVELS:
                     _machine(self._target, one, lane)
                 thread = threading.Thread(target=self._help, args=(lane,), name=f"symgrad compiler {lane}", daemon=True)
                 thread.start()

@@ -52,7 +52,7 @@ from symgrad.types import float32, float64
 LONG_EPILOGUE = 300
 # Terms of a sum that are written out one after the other in a register tile, and the vector multiply-adds of them.
 MOST_TERMS = 8
-MOST_PRODUCTS = 128
+MOST_PRODUCTS = 56
 # Lines of a factor that are packed for all tiles before the next ones.
 PACKED_LINES = 16
 # The fewest and the most vectors of the pieces in which the lines of a factor are read that meets one row.

@@ -83,24 +83,35 @@ def works_of(
     group's: equal sizes may remember different extents. `lowered` are the program's `lowered_groups`, where they are
     known.
     """
-    if lowered is None:
-        lowered = lowered_groups(program, verify, alike)
-    lowered = [one for one in lowered if not all(b.size == 0 for b in one.naive.kernel.params if b.written)]
     scheduled: dict[Hashable, list[_Part]] = {}
-    made: list[_Made] = []
     begun: set[int] = set()
-    held = _held(lowered, {value_name(n) for n in program.roots})
-    paddings = _paddings(lowered)
-    for one, like, naive in lowered:
-        values = {b.name: value_name(like.nodes[k]) for b, k in zip(naive.kernel.params, naive.places, strict=True)}
-        padded = {b: paddings[value] for b, value in values.items() if value in paddings}
-        if one.anchor is not Anchor.CONTRACT:
-            padded = {}
-        key = (naive.number, *sorted(padded.items(), key=lambda item: item[0]))
+
+    def parts_of(one: LoweredGroup, padded: Mapping[str, Padding]) -> list[_Part]:
+        key = (one.naive.number, *sorted(padded.items(), key=lambda item: item[0]))
         parts = scheduled.get(key)
         if parts is None:
-            parts = scheduled[key] = _parts(naive.kernel, one, target, chosen, padded)
-        made.append(_Made((one,), naive, parts, values))
+            parts = scheduled[key] = _parts(one.naive.kernel, one.group, target, chosen, padded)
+        return parts
+
+    def ahead(one: LoweredGroup) -> None:
+        # Others wait for the rest: maps may run in the contractions that read them, which may know where they are 0.
+        if one.group.anchor not in (Anchor.MAP, Anchor.CONTRACT) and not _is_empty(one):
+            _begin(parts_of(one, {}), begin, begun)
+
+    if lowered is None:
+        lowered = lowered_groups(program, verify, alike, ahead)
+    lowered = [one for one in lowered if not _is_empty(one)]
+    made: list[_Made] = []
+    held = _held(lowered, {value_name(n) for n in program.roots})
+    paddings = _paddings(lowered)
+    for one in lowered:
+        naive = one.naive
+        values = {b.name: value_name(one.like.nodes[k]) for b, k in zip(naive.kernel.params, naive.places, strict=True)}
+        padded = {b: paddings[value] for b, value in values.items() if value in paddings}
+        if one.group.anchor is not Anchor.CONTRACT:
+            padded = {}
+        parts = parts_of(one, padded)
+        made.append(_Made((one.group,), naive, parts, values))
         if not any(value in held for value in values.values()):
             _begin(parts, begin, begun)
     made = _with_absorbed(made, held, target, scheduled)
@@ -117,6 +128,11 @@ def works_of(
             own = label if part is some.parts[-1] else f"pack for {label}"
             works.append(Work(part.kernel, names, own, part.flops, part.ns, part.checks, nodes))
     return works
+
+
+def _is_empty(one: LoweredGroup) -> bool:
+    """Whether there is nothing to compute."""
+    return all(b.size == 0 for b in one.naive.kernel.params if b.written)
 
 
 def _begin(parts: Sequence[_Part], begin: Callable[[Kernel], None], begun: set[int]) -> None:
@@ -216,10 +232,13 @@ def contractions_of(lowered: Sequence[LoweredGroup]) -> tuple[list[Kernel], floa
     return list(found.values()), sum(ns[naive.number] for _, _, naive in lowered)
 
 
-def lowered_groups(program: Program, verify: bool = False, alike: bool = True) -> list[LoweredGroup]:
+def lowered_groups(
+    program: Program, verify: bool = False, alike: bool = True, tell: Callable[[LoweredGroup], None] | None = None
+) -> list[LoweredGroup]:
     """The groups of a prepared program and their naive kernels; see `works_of` for the options.
 
-    What lowering cannot compute in place is stored, whatever group it is in, and fusion starts over.
+    What lowering cannot compute in place is stored, whatever group it is in, and fusion starts over. `tell` hears of
+    every group when it is lowered, of most of them again after that, and of a few that are others then.
     """
     realized = _idle_checks(program)
     known: dict[Hashable, _Naive] = {}
@@ -231,9 +250,13 @@ def lowered_groups(program: Program, verify: bool = False, alike: bool = True) -
         for one in groups:
             like = likeness(one, stored)
             try:
-                lowered.append(LoweredGroup(one, like, _naive(one, like, known, verify, alike)))
+                made = LoweredGroup(one, like, _naive(one, like, known, verify, alike))
             except NotAffineError as reason:
                 missing[reason.node.id] = reason.node
+                continue
+            lowered.append(made)
+            if tell is not None:
+                tell(made)
         if not missing:
             return lowered
         for node in realized:

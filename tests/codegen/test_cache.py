@@ -98,7 +98,7 @@ def test_only_kernels_that_changed_are_made(tmp_path: Path, monkeypatch: pytest.
     """Each kernel has an entry of its own, whatever it is compiled together with."""
     made: list[str] = []
     add = jit.Batch.add
-    monkeypatch.setattr(jit.Batch, "add", lambda self, text: (made.append(text), add(self, text))[1])
+    monkeypatch.setattr(jit.Batch, "add", lambda self, text, level: (made.append(text), add(self, text, level))[1])
 
     def count(width: int) -> int:
         made.clear()

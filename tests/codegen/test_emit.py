@@ -223,7 +223,7 @@ def test_sums_take_few_instructions_beside_products(shape: tuple[int, int, int])
     products = [line for line in loop if "vfmadd" in line]
     fetches = [line for line in loop if "prefetch" in line]
     assert len(fetches) == (len(products) // 8 if shape == (32, 768, 3072) else 0)
-    assert len(loop) - len(fetches) < 1.5 * len(products)
+    assert len(loop) - len(fetches) < 1.6 * len(products)
     assert any("{1to16}" in line for line in products) == (shape != (512, 512, 512))
 
 
