@@ -228,6 +228,19 @@ def reads_same_point(
     return True
 
 
+def unreached(node: Node, stored: set[int]) -> Node | None:
+    """What a chain of views looks at through one that loops over it could not follow; None if they can, or if stored."""
+    loops = loops_for(static_shape(node.shape))
+    ranges = ranges_of(loops)
+    point = tuple(at(loop) for loop in loops)
+    while node.op.kind is Kind.VIEW and len(node.inputs) == 1 and node.id not in stored:
+        try:
+            ((node, point, _),) = view_demands(node, point, (), ranges)
+        except NotAffineError as reason:
+            return reason.node
+    return None
+
+
 def _reaches(node: Node, members: set[int], stored: set[int]) -> bool:
     stack = [node]
     while stack:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from graphlib import TopologicalSorter
 from typing import TypeAlias
 
-from codegen.access import SCATTERS, is_leaf, reads_same_point
+from codegen.access import SCATTERS, is_leaf, reads_same_point, unreached
 from codegen.costs import COSTS
 from codegen.precedence import TopologicalOrder
 from codegen.row_blocks import summed_in_blocks
@@ -104,6 +104,7 @@ class _Partition:
             if node.op.kind is Kind.CONTRACT or node.op.name in SCATTERS:
                 read = [_before_reshapes(i) if _closes_gaps(node, i) else _through_views(i) for i in node.inputs]
                 stored |= {i.id for i in read if not _is_free(i)}
+                stored |= {i.id for i in (unreached(i, stored) for i in node.inputs) if i is not None}
         weight: dict[int, int] = {}
         for node in self.nodes:
             if is_leaf(node):
