@@ -16,7 +16,7 @@ from symgrad.graph import Attrs, Node
 from symgrad.opdef import Kind
 from symgrad.program import Program
 from symgrad.record import record
-from symgrad.types import static_shape
+from symgrad.types import size_of, static_shape
 
 
 class Anchor(enum.Enum):
@@ -115,11 +115,34 @@ class _Partition:
             readers = {r.id for r in self.readers[node.id]}
             searches = node.op.name == "searchsorted"
             shared = len(readers) > 1 and total > RECOMPUTE_LIMIT and (node.op.kind is Kind.POINTWISE or searches)
-            if shared or total > INLINE_LIMIT or self._spreads(node, total):
+            if shared or total > INLINE_LIMIT or self._spreads(node, total) or self._ends(node, readers, stored):
                 stored.add(node.id)
             if node.id in stored:
                 weight[node.id] = 1
         return stored
+
+    def _ends(self, node: Node, readers: set[int], stored: set[int]) -> bool:
+        """Whether what several readers would add to the result of a contraction is better added where that is made.
+
+        Nothing else reads the result, which is not stored then; and each reader would read a further array as large.
+        """
+        if len(readers) < 2 or node.op.kind is not Kind.POINTWISE:
+            return False
+        alone, whole = False, 0
+        stack, seen = list(node.inputs), set[int]()
+        while stack:
+            source = stack.pop()
+            if source.id in seen:
+                continue
+            seen.add(source.id)
+            if is_leaf(source) or source.id in stored:
+                whole += size_of(source.shape) == size_of(node.shape)
+                alone |= source.op.kind is Kind.CONTRACT and len(self.readers[source.id]) == 1
+            elif source.op.kind is Kind.POINTWISE or source.op.name in ("reshape", "broadcast"):
+                stack += source.inputs
+            else:
+                return False
+        return alone and whole > 1
 
     def _spreads(self, node: Node, total: int) -> bool:
         """Whether a reader would evaluate a dear node several times per element, or one element at a time.
