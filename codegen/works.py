@@ -29,6 +29,9 @@ from symgrad.types import size_of
 
 Report = Callable[[str, str], None]
 
+# The most bytes of a slice that a kernel fills for itself, in second caches: what leaves one is near in the third.
+FILLED_BYTES_OF_L2 = 2
+
 
 class _Naive(NamedTuple):
     """The naive kernel of groups that compute alike; `places` say which of their nodes its parameters are."""
@@ -191,13 +194,13 @@ def _with_absorbed(
 
 
 def _filling(reader: _Made, value: str, source: _Made, target: Target) -> Slices | None:
-    """How a reader can fill a value: its last kernel alone reads it, in slices that fit into its second cache."""
+    """How a reader can fill a value: its last kernel alone reads it, in slices not much larger than its second cache."""
     (name,) = [b for b, v in reader.values.items() if v == value]
     if any(b.name == name for part in reader.parts[:-1] for b in part.kernel.params):
         return None
     kernel = reader.parts[-1].kernel
     slices = slices_of(kernel, name)
-    if slices is None or slices.size * kernel.buffer(name).dtype.itemsize > target.l2:
+    if slices is None or slices.size * kernel.buffer(name).dtype.itemsize > FILLED_BYTES_OF_L2 * target.l2:
         return None
     return slices if is_filled_in(source.naive.kernel, slices) else None
 
