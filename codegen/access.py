@@ -229,7 +229,7 @@ def reads_same_point(
 
 
 def unreached(node: Node, stored: set[int]) -> Node | None:
-    """What a chain of views looks at through one that loops over it could not follow; None if they can, or if stored."""
+    """What a chain of views looks at through one that loops over the chain cannot follow; None if there is none."""
     loops = loops_for(static_shape(node.shape))
     ranges = ranges_of(loops)
     point = tuple(at(loop) for loop in loops)

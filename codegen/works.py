@@ -194,7 +194,7 @@ def _with_absorbed(
 
 
 def _filling(reader: _Made, value: str, source: _Made, target: Target) -> Slices | None:
-    """How a reader can fill a value: its last kernel alone reads it, in slices not much larger than its second cache."""
+    """How a reader can fill a value: its last kernel alone reads it, in slices that are near while they are read."""
     (name,) = [b for b, v in reader.values.items() if v == value]
     if any(b.name == name for part in reader.parts[:-1] for b in part.kernel.params):
         return None
