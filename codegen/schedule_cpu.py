@@ -10,10 +10,10 @@ from codegen.ahead import Ahead, MapAhead
 from codegen.costs import COSTS, estimated_ns
 from codegen.frame import lane_bytes
 from codegen.group import Anchor
-from codegen.loop import Accumulate, Bind, Body, For, Kernel, Let, Load, Loop, Store, loops_of
+from codegen.loop import Accumulate, Bind, Body, For, Kernel, Let, Load, Loop, Store, Within, loops_of
 from codegen.overlap import Overlap, passes_beside
 from codegen.padding import Padding
-from codegen.schedule_contract import innermost, schedule_contract, shared
+from codegen.schedule_contract import innermost, parallel_position, schedule_contract, shared
 from codegen.share import divided, serial
 from codegen.single import elements_apart, single_elements
 from codegen.steps import Distribute, Fuse, Parallel, Split, Step, Unroll, Vectorize, apply, can_fuse
@@ -58,6 +58,8 @@ SHORT_RUN_BYTES = 1 << 10
 # A body with so few statements is written out for each row of a block that is turned in registers.
 SHORT_BODY = 8
 TWICE_REGISTERS = 32
+# Vectors of a row that is read in part, as that of a padded array, up to which each knows which part it reads.
+GUARDED_VECTORS = 8
 # Units that are fewer than these and take longer than this leave workers waiting for the last one: they are divided.
 FEW_UNITS = 64
 LONG_UNIT_NS = 10_000
@@ -216,8 +218,15 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     outer = shared([*rest, f"{best}.0"], sizes)
     within = [step for name in reversed(beside) for step in (Distribute(name), Unroll(name))]
     steps = (*inward, Split(inner, lanes), *within, *outer, Vectorize(f"{inner}.1", lanes))
+    if sizes[-1] <= GUARDED_VECTORS and parallel_position(sizes) < len(rest) and _is_guarded(loops[-1].body, best):
+        steps = (*steps, Unroll(f"{inner}.0"))
     streams = _streams(kernel, steps, target) if large else ()
     return (*steps, *streams, *_map_ahead(kernel, loops[-1].body, f"{inner}.1", target))
+
+
+def _is_guarded(body: Body, name: str) -> bool:
+    """Whether something is read in a part of the iterations of a loop only."""
+    return any(isinstance(s, Load | Within) and any(g.factor(name) for g in s.guard) for s in body)
 
 
 def _gathered(kernel: Kernel, body: Body, best: str, extent: int, target: Target) -> tuple[Gather, ...]:

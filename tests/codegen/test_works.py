@@ -11,7 +11,7 @@ import symgrad as sg
 from codegen import works
 from codegen.group import Anchor, Group, group
 from codegen.jit import host_target
-from codegen.loop import Kernel, loops_of
+from codegen.loop import Bind, For, Kernel, loops_of
 from codegen.prepare import prepare
 from symgrad.optimize import optimize
 from symgrad.program import Program
@@ -100,3 +100,21 @@ def test_rows_are_begun_while_the_rest_is_lowered(monkeypatch: pytest.MonkeyPatc
 
     works.works_of(program_of(residual(2)), host_target(), begin, None)
     assert "begin" in events[: len(events) - 1 - events[::-1].index("lower")]
+
+
+@pytest.mark.parametrize(("columns", "written_out"), [(56, True), (1000, False)])
+def test_vectors_of_a_padded_row_know_what_they_read(columns: int, written_out: bool) -> None:
+    """No lane is asked where it stands while a short row is padded; results are those of NumPy for any row."""
+
+    def make(graph: sg.Graph) -> list[sg.Node]:
+        return [sg.pad(graph.input("x", (3, 9, columns)), ((0, 0), (1, 1), (1, 2)))]
+
+    begun: list[Kernel] = []
+    works.works_of(program_of(make), host_target(), begun.append, None)
+    (kernel,) = begun
+    vectors = [f for f in loops_of(kernel.body) if any(i.loop.bind is Bind.VECTOR for i in f.body if isinstance(i, For))]
+    assert {f.loop.bind is Bind.UNROLL for f in vectors} == {written_out}
+    x = np.random.default_rng(0).standard_normal((3, 9, columns)).astype(np.float32)
+    graph = sg.Graph()
+    (y,) = make(graph)
+    np.testing.assert_array_equal(sg.compile(graph.inputs, y)(x), np.pad(x, ((0, 0), (1, 1), (1, 2))))
