@@ -112,8 +112,8 @@ def test_vectors_of_a_padded_row_know_what_they_read(columns: int, written_out: 
     begun: list[Kernel] = []
     works.works_of(program_of(make), host_target(), begun.append, None)
     (kernel,) = begun
-    vectors = [f for f in loops_of(kernel.body) if any(i.loop.bind is Bind.VECTOR for i in f.body if isinstance(i, For))]
-    assert {f.loop.bind is Bind.UNROLL for f in vectors} == {written_out}
+    around = [f for f in loops_of(kernel.body) if any(i.loop.bind is Bind.VECTOR for i in f.body if isinstance(i, For))]
+    assert {f.loop.bind is Bind.UNROLL for f in around} == {written_out}
     x = np.random.default_rng(0).standard_normal((3, 9, columns)).astype(np.float32)
     graph = sg.Graph()
     (y,) = make(graph)
