@@ -50,9 +50,11 @@ from symgrad.types import float32, float64
 
 # Instructions of an epilogue, written out for every accumulator, from which it is kept in loops.
 LONG_EPILOGUE = 300
-# Terms of a sum that are written out one after the other in a register tile, and the vector multiply-adds of them.
+# Terms of a sum that are written out one after the other in a register tile, and the vector multiply-adds of them: of a
+# long sum, to whose terms counting adds little, and of a short one.
 MOST_TERMS = 8
 MOST_PRODUCTS = 56
+MOST_PRODUCTS_OF_FEW = 128
 # Lines of a factor that are packed for all tiles before the next ones.
 PACKED_LINES = 16
 # The fewest and the most vectors of the pieces in which the lines of a factor are read that meets one row.
@@ -243,7 +245,8 @@ def _written_out(kernel: Kernel) -> list[Step]:
         if any(s.loop.bind is not Bind.SERIAL or s.loop.skip is not None for s in stmts):
             continue
         terms = math.gcd(*(s.loop.extent for s in stmts))
-        most = min(MOST_PRODUCTS * s.loop.extent // products_of(s) for s in stmts)
+        products = MOST_PRODUCTS_OF_FEW if terms <= MOST_TERMS else MOST_PRODUCTS
+        most = min(products * s.loop.extent // products_of(s) for s in stmts)
         count = next((k for k in range(min(MOST_TERMS, most), 1, -1) if terms % k == 0), 1)
         if count > 1:
             steps.append(WriteOut(name, count))
