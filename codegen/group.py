@@ -128,21 +128,10 @@ class _Partition:
         """
         if len(readers) < 2 or node.op.kind is not Kind.POINTWISE:
             return False
-        alone, whole = False, 0
-        stack, seen = list(node.inputs), set[int]()
-        while stack:
-            source = stack.pop()
-            if source.id in seen:
-                continue
-            seen.add(source.id)
-            if is_leaf(source) or source.id in stored:
-                whole += size_of(source.shape) == size_of(node.shape)
-                alone |= source.op.kind is Kind.CONTRACT and len(self.readers[source.id]) == 1
-            elif source.op.kind is Kind.POINTWISE or source.op.name in ("reshape", "broadcast"):
-                stack += source.inputs
-            else:
-                return False
-        return alone and whole > 1
+        sources, inside = self._evaluated(node, stored)
+        plain = all(n.op.kind is Kind.POINTWISE or n.op.name in ("reshape", "broadcast") for n in inside)
+        alone = any(s.op.kind is Kind.CONTRACT and len(self.readers[s.id]) == 1 for s in sources)
+        return plain and alone and sum(size_of(s.shape) == size_of(node.shape) for s in sources) > 1
 
     def _spreads(self, node: Node, total: int) -> bool:
         """Whether a reader would evaluate a dear node several times per element, or one element at a time.
@@ -181,7 +170,8 @@ class _Partition:
 
     def _place(self, node: Node) -> None:
         """Put a node into the cluster of a producer when the loops agree and no cycle arises, else into its own."""
-        sources = self.sources[node.id] = self._stored_sources(node)
+        sources, _ = self._evaluated(node, self.stored)
+        self.sources[node.id] = sources
         shape = _loops(node)
         own = node.id
         self.cluster[node.id], self.members[own], self.shape[own] = own, [node], shape
@@ -234,9 +224,10 @@ class _Partition:
         for source in sources:
             self.reading.setdefault(source.id, set()).add(key)
 
-    def _stored_sources(self, node: Node) -> tuple[Node, ...]:
-        """The stored nodes and leaves that the evaluation of a node reads."""
+    def _evaluated(self, node: Node, stored: set[int]) -> tuple[tuple[Node, ...], list[Node]]:
+        """The stored nodes and leaves that the evaluation of a node reads, and the nodes it evaluates on the way."""
         found: dict[int, Node] = {}
+        inside: list[Node] = []
         stack = list(node.inputs)
         seen: set[int] = set()
         while stack:
@@ -244,11 +235,12 @@ class _Partition:
             if source.id in seen:
                 continue
             seen.add(source.id)
-            if source.id in self.stored or is_leaf(source):
+            if source.id in stored or is_leaf(source):
                 found[source.id] = source
             else:
+                inside.append(source)
                 stack.extend(source.inputs)
-        return tuple(found[k] for k in sorted(found))
+        return tuple(found[k] for k in sorted(found)), inside
 
     def _joint_loops(self, node: Node, other: int) -> Loops | None:
         """The loops in which a node can run together with a cluster that computes some of its sources."""
