@@ -218,7 +218,8 @@ def _map_steps(kernel: Kernel, target: Target) -> tuple[Step, ...]:
     outer = shared([*rest, f"{best}.0"], sizes)
     within = [step for name in reversed(beside) for step in (Distribute(name), Unroll(name))]
     steps = (*inward, Split(inner, lanes), *within, *outer, Vectorize(f"{inner}.1", lanes))
-    if sizes[-1] <= GUARDED_VECTORS and parallel_position(sizes) < len(rest) and _is_guarded(loops[-1].body, best):
+    short = extents[best] <= GUARDED_VECTORS * lanes and parallel_position(sizes) < len(rest)
+    if short and _is_guarded(loops[-1].body, best):
         steps = (*steps, Unroll(f"{inner}.0"))
     streams = _streams(kernel, steps, target) if large else ()
     return (*steps, *streams, *_map_ahead(kernel, loops[-1].body, f"{inner}.1", target))

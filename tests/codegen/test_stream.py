@@ -255,3 +255,15 @@ def test_what_is_turned_from_memory_to_memory_is_read_along_its_rows(
         native = [aligned_copy(a) for a in given]
         assert Native(kernel, jit.host_target()).run(native) == 0
         np.testing.assert_array_equal(native[-1], wanted[-1])
+
+
+def test_long_padded_rows_are_gathered_in_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors are written out where a whole row has few, not where few pages of many vectors make up a row."""
+    monkeypatch.setattr("codegen.stream.STREAMED_BYTES", 1 << 10)
+    g = sg.Graph()
+    x = g.input("x", (70, 3000))
+    program = optimize(Program(g, (x,), (sg.exp(sg.pad(x, ((0, 0), (0, 72)))),)), "infer", {})
+    (low,) = kernels_of(program, replace(WIDE, streams=True, overlaps=False))
+    kernel = low.scheduled[0].kernel
+    assert kernel.locals
+    assert not [f for f in loops_of(kernel.body) if f.loop.bind is Bind.UNROLL]
